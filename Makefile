@@ -1,0 +1,57 @@
+# Two commands matter: `make deblur` and `make test`. Both make $(VENV) first; later runs find it ready.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The pair known to work together, installed first; the floors in requirements.txt are then met. From PyPI it is
+# the CUDA build on Linux (several GB). Override it to use your own, for example the smaller one for the CPU:
+#   make deblur TORCH="torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+# The photograph (or folder) to deblur, where to, and further options of `python -m rddm_core deblur`.
+IMAGE ?= examples/sign.blur.jpg
+OUT ?= out
+OPTIONS ?=
+
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-test
+
+.DELETE_ON_ERROR:
+.PHONY: help deblur test lint typecheck check clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
+	$(RUN) -m rddm_core deblur "$(IMAGE)" -o "$(OUT)/" --compare $(OPTIONS)
+
+test: $(TEST_STAMP) ## run all tests
+	$(RUN) -m pytest -c tests/pytest.ini tests
+
+lint: $(TEST_STAMP) ## ruff
+	$(RUN) -m ruff check .
+
+# Under a package name, as the host has it: relative imports climb out of nodes/, and a folder's name may hold a dash.
+typecheck: $(TEST_STAMP) ## mypy
+	@mkdir -p $(VENV)/typecheck && ln -sfn "$(CURDIR)" $(VENV)/typecheck/rddm_pack
+	cd $(VENV)/typecheck && MYPYPATH=. $(abspath $(RUN)) -m mypy --config-file "$(CURDIR)/pyproject.toml" \
+		--cache-dir "$(CURDIR)/.mypy_cache" -p rddm_pack.rddm_core -p rddm_pack.nodes
+
+check: lint typecheck test ## all three
+
+clean: ## remove the environment, results and caches
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache tests/.pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into $(VENV); the first time this downloads torch and takes some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(if $(strip $(TORCH)),$(PIP) $(TORCH))
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
+	$(PIP) --editable ".[test]"
+	@touch $@

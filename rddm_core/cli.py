@@ -1,0 +1,585 @@
+"""Command line: deblur, evaluate, train, info.
+
+Libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+
+if TYPE_CHECKING:
+    import torch
+
+    from .checkpoint import CheckpointInfo
+    from .networks.model import RDDM
+    from .pipeline import DeblurSettings
+
+PROGRAM = "python -m rddm_core"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+
+
+class CommandError(Exception):
+    """The command cannot be carried out as given; the message names the cause and the cure."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 only if everything succeeded."""
+    args = build_parser().parse_args(arguments)
+    with _logging_beside_progress_bars():
+        try:
+            return args.run(args)
+        except (CommandError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("interrupted: no unfinished file is left behind", file=sys.stderr)
+            return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `run` holds the function of the chosen one."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description="Deblurs out-of-focus photographs with a residual diffusion model (RDDM)."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_deblur(commands)
+    _add_evaluate(commands)
+    _add_train(commands)
+    _add_info(commands)
+    return parser
+
+
+def _add_deblur(commands: Any) -> None:
+    parser = commands.add_parser(
+        "deblur",
+        help="deblur photographs",
+        description="Deblur photographs (JPEG, PNG, WebP, TIFF, BMP). Alpha, EXIF and colour profile are "
+        "kept and EXIF orientation is applied. Inputs are never overwritten. A picture that fails does not "
+        "stop the others, but the exit code is then 1.",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="pictures, or folders of them")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="a folder (made if missing; pictures keep their names), or for a single picture also a file",
+    )
+    _add_settings(parser)
+    _add_model(parser)
+    extras = parser.add_argument_group("also write, beside each result")
+    extras.add_argument(
+        "--save-map", action="store_true", help="NAME.map.png: defocus map, white = out of focus"
+    )
+    extras.add_argument(
+        "--save-pre-deblur",
+        action="store_true",
+        help="NAME.pre-deblur.png: the first guess, before the diffusion",
+    )
+    extras.add_argument(
+        "--compare",
+        action="store_true",
+        help="NAME.compare.jpg: input and result side by side, with a detail",
+    )
+    parser.set_defaults(run=run_deblur)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure PSNR, SSIM and MAE on pairs of blurred and sharp photographs",
+        description="Measure PSNR, SSIM and MAE of the blurred input, of the pre-deblurred picture alone and "
+        "of the final one, and their gain over the input. Needs the extra `eval`.",
+    )
+    parser.add_argument(
+        "manifest",
+        type=Path,
+        metavar="MANIFEST.csv",
+        help="columns blur and sharp: paths relative to the file",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write summary and all scores")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
+    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N pairs")
+    parser.add_argument(
+        "--where",
+        type=_condition,
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only rows with this value; repeat to demand more",
+    )
+    _add_settings(parser)
+    _add_model(parser)
+    parser.set_defaults(run=run_evaluate)
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train by a recipe", description="Train by a recipe (JSON).")
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="recipe; see rddm_core/training/recipes")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop, resumably, after this time")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.set_defaults(run=run_train)
+
+
+def _add_info(commands: Any) -> None:
+    parser = commands.add_parser(
+        "info", help="show what a checkpoint holds", description="Show what a checkpoint holds."
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="default: the shipped weights"
+    )
+    parser.set_defaults(run=run_info)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--steps",
+        type=_at_least(0),
+        default=0,
+        help="diffusion steps; 0 = what the weights recommend (default)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="noise seed (default: 0)")
+    group.add_argument(
+        "--strength", type=float, default=1.0, help="0 = the input, 1 = the full change (default)"
+    )
+    group.add_argument(
+        "--samples",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="draw N results from different noise and write their mean: steadier, but smoother (default: 1)",
+    )
+    group.add_argument(
+        "--tile",
+        type=_word_or_number("auto", "off"),
+        default="auto",
+        metavar="auto|off|N",
+        help="longest side of a tile in pixels; smaller needs less memory (default: auto)",
+    )
+    group.add_argument(
+        "--working-size",
+        type=_word_or_number("auto", "full"),
+        default="auto",
+        metavar="auto|full|N",
+        help="long side to which a photograph is reduced for the networks, whose change is then enlarged; "
+        "auto reduces large ones with strong blur (default)",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", type=Path, metavar="FILE", help="checkpoint (default: the shipped weights)")
+    group.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps, ...")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="precision of the networks; auto is fp32, lower ones save memory and lose quality",
+    )
+
+
+# deblur
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to deblur: where it is, where the result goes, and the extras beside it by name."""
+
+    source: Path
+    target: Path
+    extras: dict[str, Path] = field(default_factory=dict)
+
+    def outputs(self) -> list[Path]:
+        """Every file that is written."""
+        return [self.target, *self.extras.values()]
+
+
+def run_deblur(args: argparse.Namespace) -> int:
+    """Deblur every picture; 0 only if all succeeded."""
+    wanted = {"map": args.save_map, "pre-deblur": args.save_pre_deblur, "compare": args.compare}
+    jobs, unreadable = plan_jobs(args.inputs, args.output, [name for name, on in wanted.items() if on])
+    for source, reason in unreadable.items():
+        _say(f"failed: {source}: {reason}", error=True)
+    failures = len(unreadable)
+    if jobs:
+        settings, model = _settings(args), _load_model(args)
+        for job in _progress(jobs, "pictures"):
+            try:
+                _deblur_file(model, settings, job)
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:
+                failures += 1
+                _say(f"failed: {_reason(job.source, error)}", error=True)
+    if failures:
+        _say(f"{failures} of {len(jobs) + len(unreadable)} failed", error=True)
+    return 1 if failures else 0
+
+
+def plan_jobs(
+    inputs: Iterable[Path], output: str, extras: Sequence[str] = ()
+) -> tuple[list[Job], dict[Path, str]]:
+    """What is read and what is written, before anything is done.
+
+    Returns the jobs and, for inputs that cannot be read at all, the reasons. Of a folder the pictures
+    directly in it are taken. Raises CommandError where an input would be overwritten, two results would have
+    the same name, or `output` fits neither a file nor a folder.
+    """
+    inputs = list(inputs)
+    sources, failed = _find_pictures(inputs)
+    folder = _is_folder_output(output, single=len(inputs) == 1 and not inputs[0].is_dir())
+    jobs = []
+    for source in sources:
+        target = Path(output) / source.name if folder else Path(output)
+        beside = {name: target.with_name(f"{target.stem}.{name}{_EXTRA_SUFFIXES[name]}") for name in extras}
+        jobs.append(Job(source, target, beside))
+    _refuse_clashes(jobs)
+    return jobs, failed
+
+
+_EXTRA_SUFFIXES = {"map": ".png", "pre-deblur": ".png", "compare": ".jpg"}
+
+
+def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
+    from .images import FORMAT_OF_EXTENSION
+
+    found: dict[str, Path] = {}  # by absolute path: naming a file twice means it once
+    failed: dict[Path, str] = {}
+    for path in inputs:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            pictures = [p for p in files if p.suffix.lower() in FORMAT_OF_EXTENSION]
+            if not pictures:
+                failed[path] = f"no pictures ({', '.join(FORMAT_OF_EXTENSION)}) directly in this folder"
+            elif len(pictures) < len(files):
+                _say(f"{path}: {len(files) - len(pictures)} files that are no pictures are left out")
+        elif path.is_file():
+            pictures = [path]
+        else:
+            pictures, failed[path] = [], "does not exist: check the name"
+        found |= {os.path.abspath(p): p for p in pictures}
+    return list(found.values()), failed
+
+
+def _is_folder_output(output: str, single: bool) -> bool:
+    from .images import FORMAT_OF_EXTENSION
+
+    path = Path(output)
+    if path.is_dir() or output.endswith(("/", os.sep)):
+        return True
+    if path.suffix.lower() in FORMAT_OF_EXTENSION:
+        if not single:
+            raise CommandError(f"{path} names one file, but there may be several pictures: give a folder")
+        return False
+    if path.exists():
+        raise CommandError(f"{path} is a file, not a folder")
+    if path.suffix and single:
+        raise CommandError(
+            f"{path}: {path.suffix} cannot be written; use {', '.join(FORMAT_OF_EXTENSION)}, "
+            "or end the name of a folder with /"
+        )
+    return True
+
+
+def _refuse_clashes(jobs: Sequence[Job]) -> None:
+    identities: dict[tuple[int, int], Path] = {}
+    for job in jobs:
+        status = job.source.stat()  # follows links: the file itself, whatever its name
+        identities[status.st_dev, status.st_ino] = job.source
+    writers: dict[str, Job] = {}
+    for job in jobs:
+        for target in job.outputs():
+            if target.exists():
+                status = target.stat()
+                if source := identities.get((status.st_dev, status.st_ino)):
+                    raise CommandError(f"{target} would overwrite the input {source}: choose another output")
+            # Without regard to case: on some file systems IMG.jpg and img.jpg are one file.
+            key = os.path.abspath(target).casefold()
+            other = writers.setdefault(key, job)
+            if other is not job:
+                raise CommandError(
+                    f"{other.source} and {job.source} would both be written to {target}: "
+                    "deblur them into different folders"
+                )
+
+
+def _deblur_file(model: RDDM, settings: DeblurSettings, job: Job) -> None:
+    from .images import comparison_sheet, format_for, load_image, save_image
+    from .pipeline import Callbacks, deblur
+
+    format_for(job.target)  # an extension that cannot be written is known before the work
+    started = time.perf_counter()
+    loaded = load_image(job.source)
+    with _progress_bar(job.source.name) as report:
+        result = deblur(model, loaded.pixels[None], settings=settings, callbacks=Callbacks(progress=report))
+    image = result.image.mean(dim=0)
+    for name, path in job.extras.items():
+        if name == "map":
+            save_image(path, result.defocus_map[0].expand(3, -1, -1))
+        elif name == "pre-deblur":
+            save_image(path, result.pre_deblurred[0], like=loaded)
+        else:
+            save_image(path, comparison_sheet({"input": loaded.pixels, "deblurred": image}), quality=92)
+    save_image(job.target, image, like=loaded)
+    size = f"{image.shape[2]}x{image.shape[1]}"
+    _say(f"{job.source} -> {job.target} ({size}, {time.perf_counter() - started:.1f} s)")
+    for name, path in job.extras.items():
+        _say(f"  {name}: {path}")
+
+
+def _reason(source: Path, error: Exception) -> str:
+    """What went wrong with one picture, naming it, and the cure where memory ran out."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError) or "memory" in text.lower():
+        text = f"out of memory, try --tile 512 or --working-size 1024 ({text.splitlines()[0]})"
+    return text if str(source) in text else f"{source}: {text}"
+
+
+# evaluate
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Score the selected pairs; 0 only if all could be scored."""
+    from .evaluation.evaluate import (
+        ManifestError,
+        evaluate,
+        format_table,
+        rddm_method,
+        read_manifest,
+        summarise,
+        write_csv,
+        write_json,
+    )
+    from .metrics import MissingExtraError, require_extra
+
+    try:
+        pairs = read_manifest(args.manifest, args.where, args.limit)
+        require_extra()
+    except (ManifestError, MissingExtraError) as error:
+        raise CommandError(str(error)) from error
+    settings = _settings(args)
+    model = _load_model(args)
+    results = []
+    for result in _progress(evaluate(pairs, rddm_method(model, settings)), "pairs", len(pairs)):
+        results.append(result)
+        if result.error is not None:
+            _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
+    failed = sum(result.error is not None for result in results)
+    print(f"{len(results) - failed} pairs, {settings.steps or model.recommended_steps} steps")
+    print(format_table(summarise(results)))
+    if args.csv:
+        write_csv(args.csv, results)
+    if args.json:
+        about = {
+            "manifest": args.manifest.name,
+            "where": dict(args.where),
+            "model": args.model.name if args.model else "shipped weights",
+            "settings": vars(settings) | {"steps": settings.steps or model.recommended_steps},
+            "device": args.device,
+            "dtype": args.dtype,
+            "version": __version__,
+        }
+        write_json(args.json, results, about)
+    if failed:
+        _say(f"{failed} of {len(results)} pairs failed", error=True)
+    return 1 if failed else 0
+
+
+# train, info
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train by a recipe."""
+    try:
+        from .training.train import run
+    except ImportError as error:
+        raise CommandError(f"training needs the extra `train` of this package ({error})") from error
+    try:
+        checkpoint = run(args.config, minutes=args.minutes, resume=args.resume)
+    except ImportError as error:
+        raise CommandError(f"training needs the extra `train` of this package ({error})") from error
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    print(f"checkpoint: {checkpoint}")
+    return 0
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """Print what a checkpoint says about itself."""
+    from .checkpoint import CheckpointError, default_checkpoint_path, read_info
+
+    path = args.checkpoint or default_checkpoint_path()
+    try:
+        print(describe(path, read_info(path)))
+    except CheckpointError as error:
+        raise CommandError(str(error)) from error
+    return 0
+
+
+def describe(path: Path, info: CheckpointInfo) -> str:
+    """A checkpoint's description as text."""
+    from .config import config_to_dict
+
+    lines = [
+        f"file               {path} ({path.stat().st_size / 1e6:.1f} MB)",
+        f"format version     {info.format_version}",
+        f"residual scale     {info.residual_scale:.4g}",
+        f"recommended steps  {info.recommended_steps}",
+        f"licence            {info.licence}",
+        f"parameters         {sum(info.parameters.values()):,}",
+        *(f"  {part:<20} {count:>12,}" for part, count in info.parameters.items()),
+        "configuration",
+        *_indented(config_to_dict(info.config)),
+        "provenance",
+        *_indented(info.provenance),
+    ]
+    return "\n".join(lines)
+
+
+def _indented(values: Any, depth: int = 1) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield f"{'  ' * depth}{key}"
+            yield from _indented(value, depth + 1)
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            yield f"{'  ' * depth}{key}: {shown}"
+
+
+# shared
+
+
+def _settings(args: argparse.Namespace) -> DeblurSettings:
+    from .pipeline import DeblurSettings
+
+    try:
+        return DeblurSettings(
+            steps=args.steps,
+            seed=args.seed,
+            strength=args.strength,
+            samples=args.samples,
+            tile=None if args.tile == "off" else args.tile,
+            working_size=args.working_size,
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _load_model(args: argparse.Namespace) -> RDDM:
+    import torch
+
+    from .checkpoint import CheckpointError, default_checkpoint_path, load_checkpoint
+
+    dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    device = choose_device(args.device)
+    try:
+        return load_checkpoint(
+            args.model or default_checkpoint_path(), dtype=dtypes[args.dtype], device=device
+        )
+    except CheckpointError as error:
+        raise CommandError(str(error)) from error
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes CUDA, else MPS, else the CPU. CommandError if it is missing."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"device {name!r} cannot be used ({reason}): try --device cpu") from error
+    return device
+
+
+@contextmanager
+def _progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for one picture, as a progress callback (done, total); silent where the output is no terminal."""
+    from tqdm import tqdm
+
+    layout = "{desc} {percentage:3.0f}% |{bar}| {remaining}"
+    with tqdm(desc=name, disable=None, leave=False, bar_format=layout) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
+
+
+def _progress(items: Iterable[Any], unit: str, total: int | None = None) -> Iterator[Any]:
+    from tqdm import tqdm
+
+    yield from tqdm(items, unit=f" {unit}", total=total, disable=None, leave=False)
+
+
+def _say(text: str, error: bool = False) -> None:
+    """A line of output that does not tear a progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr if error else sys.stdout)
+
+
+class _ProgressHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(f"{record.levelname.lower()}: {record.getMessage()}", error=True)
+
+
+@contextmanager
+def _logging_beside_progress_bars() -> Iterator[None]:
+    """While a command runs, warnings of this package go to stderr."""
+    logger, handler = logging.getLogger(__package__), _ProgressHandler(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}")
+        return value
+
+    parse.__name__ = "number"  # argparse names it when the text is no number
+    return parse
+
+
+def _word_or_number(*words: str) -> Callable[[str], str | int]:
+    def parse(text: str) -> str | int:
+        if text in words:
+            return text
+        if not text.isdecimal() or int(text) == 0:
+            raise argparse.ArgumentTypeError(
+                f"must be {', '.join(words)} or a number of pixels, not {text!r}"
+            )
+        return int(text)
+
+    return parse
+
+
+def _condition(text: str) -> tuple[str, str]:
+    column, separator, value = text.partition("=")
+    if not separator or not column:
+        raise argparse.ArgumentTypeError(f"must be COLUMN=VALUE, not {text!r}")
+    return column, value

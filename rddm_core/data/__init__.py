@@ -1,0 +1,1 @@
+"""Training data: photographs, real pairs, masks, and defocus rendered from sharp photographs."""

@@ -1,0 +1,92 @@
+"""Readers of the image collections named by a recipe: every one is a folder or a manifest with a `split` column."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class SharpPhoto:
+    """An all-in-focus photograph; `texture` in 0..1 is the share of its area known to be sharp and textured."""
+
+    path: Path
+    texture: float
+    segments: Path | None = None
+
+
+@dataclass(frozen=True)
+class PhotoPair:
+    """A defocused photograph and its all-in-focus target, registered to the pixel."""
+
+    blurred: Path
+    sharp: Path
+    scene: str
+
+
+@dataclass(frozen=True)
+class MaskedPhoto:
+    """A photograph and its binary mask, white where it is out of focus."""
+
+    image: Path
+    mask: Path
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Decode to uint8 [H, W, 3]."""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """Decode to uint8 [H, W]; palette images give their indices."""
+    with Image.open(path) as image:
+        return np.array(image if image.mode in ("L", "P") else image.convert("L"))
+
+
+def read_rows(manifest: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """The rows of a manifest; ValueError names the file and the columns it lacks."""
+    if not manifest.is_file():
+        raise FileNotFoundError(f"{manifest} does not exist: point the recipe's data folder at the image collection")
+    with manifest.open(newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle)
+        missing = [c for c in columns if c not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{manifest} lacks the columns {', '.join(missing)}")
+        return list(reader)
+
+
+def sharp_photos(root: Path, split: str, segments: Path | None = None) -> list[SharpPhoto]:
+    """`root/manifest.csv` with columns file, textured_tile_frac, sharp_tile_frac, split.
+
+    `segments`: folder with NAME_seg.png label images for photographs called PREFIX_NAME.jpg.
+    """
+    photos = []
+    for row in read_rows(root / "manifest.csv", ("file", "textured_tile_frac", "sharp_tile_frac", "split")):
+        if row["split"] != split:
+            continue
+        path = root / row["file"]
+        labels = segments / f"{path.stem.rsplit('_', 1)[-1]}_seg.png" if segments else None
+        texture = float(row["textured_tile_frac"]) * float(row["sharp_tile_frac"])
+        photos.append(SharpPhoto(path, texture, labels if labels and labels.is_file() else None))
+    return photos
+
+
+def photo_pairs(root: Path, split: str) -> list[PhotoPair]:
+    """`root/manifest.csv` with columns blur, sharp, split and optionally scene."""
+    rows = read_rows(root / "manifest.csv", ("blur", "sharp", "split"))
+    return [
+        PhotoPair(root / r["blur"], root / r["sharp"], r.get("scene") or r["sharp"])
+        for r in rows
+        if r["split"] == split
+    ]
+
+
+def masked_photos(root: Path, split: str) -> list[MaskedPhoto]:
+    """`root/manifest.csv` with columns image, mask, split; paths are relative to the parent of `root`."""
+    rows = read_rows(root / "manifest.csv", ("image", "mask", "split"))
+    return [MaskedPhoto(root.parent / r["image"], root.parent / r["mask"]) for r in rows if r["split"] == split]

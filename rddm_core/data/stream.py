@@ -1,0 +1,180 @@
+"""The endless, indexed stream of training samples: sample i depends on (seed, i) alone, so a run resumes anywhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+
+from ..optics import map_from_radius
+from .sources import MaskedPhoto, PhotoPair, SharpPhoto, read_grey, read_rgb
+from .synthetic import RADIUS_STEP, RenderedPack
+
+Sample = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Shares of the sources and the degradations that follow the lens. Shares need not sum to one."""
+
+    crop: int = 256
+    synthetic: float = 0.5
+    real: float = 0.4
+    identity: float = 0.1
+    """Sharp photographs as their own target, so that what is in focus stays as it is."""
+    masks: float = 0.0
+    noise: float = 0.5
+    """Share of samples with sensor noise added to the blurred picture."""
+    jpeg: float = 0.5
+    known_map: float = 0.25
+    """Share of the samples with a true map that ask for it instead of an estimate, so that painted maps have effect."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The decoded-on-demand material of a mixture."""
+
+    pack: RenderedPack | None
+    pairs: list[PhotoPair]
+    sharp: list[SharpPhoto]
+    masked: list[MaskedPhoto]
+
+
+class TrainingStream(IterableDataset[Sample]):
+    """Batches of a mixture for one of several training processes, from `start_step` on.
+
+    Step k, process r, position j is sample (k processes + r) batch + j, whatever the number of loader workers. Each
+    batch is a dict of float32 tensors: blurred and sharp [B, 3, S, S] in 0..1, map [B, 1, S, S] in 0..1, map_known
+    [B, 1] (1 where the true map is to be used) and index [B] (int64).
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        config: MixtureConfig,
+        batch: int,
+        start_step: int = 0,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.sources, self.config, self.batch = sources, config, batch
+        self.start_step, self.process, self.processes = start_step, process, processes
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        offset, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        step = self.start_step + offset
+        while True:
+            first = (step * self.processes + self.process) * self.batch
+            yield default_collate([draw_sample(self.sources, self.config, first + j) for j in range(self.batch)])
+            step += workers
+
+
+def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
+    """Sample `index` of the mixture."""
+    rng = np.random.default_rng((config.seed, 1, index))
+    shares = np.array([config.synthetic, config.real, config.identity, config.masks])
+    kind = rng.choice(4, p=shares / shares.sum())
+    if kind == 0:
+        if sources.pack is None:
+            raise ValueError("the mixture has a synthetic share but the recipe names no sharp photographs")
+        planes = sources.pack.sample(int(rng.integers(sources.pack.count)))
+        planes = _random_window(planes, config.crop, rng)
+        blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)
+        radius = torch.from_numpy(planes[6:].astype(np.float32) * RADIUS_STEP)
+        defocus, known = map_from_radius(radius), 1.0
+    elif kind == 1:
+        pair = sources.pairs[rng.integers(len(sources.pairs))]
+        planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
+        planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
+        blurred, sharp = planes[:3].astype(np.float32), planes[3:].astype(np.float32)
+        defocus, known = torch.zeros(1, config.crop, config.crop), 0.0
+    elif kind == 2:
+        photo = sources.sharp[rng.integers(len(sources.sharp))]
+        planes = _random_window(_random_scale(_planes(photo.path), config.crop, rng, 0.5, 1.0), config.crop, rng)
+        blurred = sharp = planes.astype(np.float32)
+        defocus, known = torch.zeros(1, config.crop, config.crop), 1.0
+    else:
+        masked = sources.masked[rng.integers(len(sources.masked))]
+        planes = np.concatenate((_planes(masked.image), read_grey(masked.mask)[None]))
+        planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
+        blurred = sharp = planes[:3].astype(np.float32)
+        defocus, known = torch.from_numpy(planes[3:].astype(np.float32) / 255).round(), 1.0
+    blurred, sharp = _tone(blurred / 255, sharp / 255, rng)
+    blurred = _sensor(blurred, config, rng)
+    stacked = torch.cat((torch.from_numpy(blurred), torch.from_numpy(sharp), defocus))
+    stacked = _dihedral(stacked, int(rng.integers(8)))
+    return {
+        "blurred": stacked[:3].contiguous(),
+        "sharp": stacked[3:6].contiguous(),
+        "map": stacked[6:].contiguous(),
+        "map_known": torch.tensor([known if rng.random() < config.known_map else 0.0]),
+        "index": torch.tensor(index),
+    }
+
+
+@lru_cache(maxsize=1024)
+def _planes(path: Path) -> np.ndarray:
+    return np.ascontiguousarray(read_rgb(path).transpose(2, 0, 1))
+
+
+def _random_scale(planes: np.ndarray, crop: int, rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    """Resize [C, H, W] by a random factor; never below what a crop needs."""
+    smallest = (crop + 1) / min(planes.shape[1:])
+    scale = 1.0 if rng.random() < 0.35 else float(rng.uniform(low, high))
+    scale = max(scale, smallest)
+    if scale == 1.0:
+        return planes
+    # Only the window that will be cut is resized.
+    window = min(int(np.ceil(crop / scale)) + 2, *planes.shape[1:])
+    part = _random_window(planes, window, rng)
+    size = max(crop, round(window * scale))
+    return np.stack([np.array(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in part])
+
+
+def _random_window(planes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    top = int(rng.integers(planes.shape[1] - size + 1))
+    left = int(rng.integers(planes.shape[2] - size + 1))
+    return planes[:, top : top + size, left : left + size]
+
+
+def _tone(blurred: np.ndarray, sharp: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One random exposure, tone curve and white balance for both pictures."""
+    if rng.random() < 0.5:
+        gamma = float(np.exp(rng.normal(0, 0.2)))
+        gain = (rng.uniform(0.75, 1.1) * np.exp(rng.normal(0, 0.06, 3))).astype(np.float32)[:, None, None]
+        blurred, sharp = (np.clip(gain * np.power(x, gamma, dtype=np.float32), 0, 1) for x in (blurred, sharp))
+    if rng.random() < 0.3:
+        order = rng.permutation(3)
+        blurred, sharp = blurred[order], sharp[order]
+    return blurred, sharp
+
+
+def _sensor(blurred: np.ndarray, config: MixtureConfig, rng: np.random.Generator) -> np.ndarray:
+    """Poisson-Gauss noise and JPEG compression of the blurred picture, both mild."""
+    if rng.random() < config.noise:
+        read, shot = 0.006 * rng.random() ** 2, 0.0004 * rng.random() ** 2
+        deviation = np.sqrt(read**2 + shot * blurred)
+        blurred = blurred + deviation * rng.standard_normal(blurred.shape, dtype=np.float32)
+    blurred = np.clip(blurred, 0, 1)
+    if rng.random() < config.jpeg:
+        picture = Image.fromarray((blurred * 255).round().astype(np.uint8).transpose(1, 2, 0))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=int(rng.integers(75, 99)), subsampling=int(rng.choice([0, 2])))
+        blurred = np.array(Image.open(buffer)).transpose(2, 0, 1) / 255
+    return np.ascontiguousarray(blurred, dtype=np.float32)
+
+
+def _dihedral(x: Tensor, k: int) -> Tensor:
+    """One of the eight flips and quarter turns of [C, S, S]."""
+    x = torch.rot90(x, k % 4, (1, 2))
+    return x.flip(2) if k >= 4 else x

@@ -1,0 +1,128 @@
+"""Rendered training samples: one sharp photograph, one procedural scene, one lens, determined by (seed, index)."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..files import atomic_target, write_text
+from ..optics import render_defocus
+from .scenes import sample_aperture, sample_radius_field
+from .sources import SharpPhoto, read_grey, read_rgb
+
+RADIUS_STEP = 1 / 16
+"""Resolution, in pixels, of the radii stored in a pack."""
+
+
+@dataclass(frozen=True)
+class RenderConfig:
+    """How training defocus is drawn. Radii are in pixels of the rendered crop."""
+
+    size: int = 288
+    max_radius: float = 12.0
+    seed: int = 0
+    levels: int = 7
+    sharp_share: float = 0.08
+    """Share of samples without any blur."""
+
+
+def render_sample(photos: list[SharpPhoto], config: RenderConfig, index: int) -> np.ndarray:
+    """Sample `index` as uint8 [7, S, S]: blurred RGB, sharp RGB, |radius| in steps of RADIUS_STEP pixels."""
+    rng = np.random.default_rng((config.seed, index))
+    image, labels = _sharp_crop(photos, config.size, rng)
+    sharp = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    if rng.random() < config.sharp_share:
+        radius = torch.zeros(config.size, config.size)
+        blurred = sharp
+    else:
+        radius = sample_radius_field(rng, config.size, config.max_radius, labels)
+        blurred = render_defocus(
+            sharp,
+            radius,
+            sample_aperture(rng),
+            levels=config.levels,
+            highlight_gain=float(math.exp(rng.uniform(0, 1.8))) if rng.random() < 0.3 else 1.0,
+            colour_fringe=float(rng.normal(0, 0.03)) if rng.random() < 0.3 else 0.0,
+        )
+    planes = torch.cat((blurred * 255, sharp * 255, radius.abs()[None] / RADIUS_STEP))
+    return planes.round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def _sharp_crop(photos: list[SharpPhoto], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+    """A textured crop [size, size, 3], often reduced first, which makes slightly soft photographs sharp."""
+    weights = np.array([0.15 + p.texture for p in photos])
+    best: tuple[float, np.ndarray, np.ndarray | None] | None = None
+    for _ in range(4):
+        photo = photos[rng.choice(len(photos), p=weights / weights.sum())]
+        picture = read_rgb(photo.path)
+        labels = read_grey(photo.segments) if photo.segments else None
+        if labels is not None and labels.shape != picture.shape[:2]:
+            labels = None
+        smallest = max(0.45, (size + 1) / min(picture.shape[:2]))
+        scale = float(rng.uniform(smallest, 1.0)) if smallest < 1 else smallest
+        height, width = (max(size, round(n * scale)) for n in picture.shape[:2])
+        if (height, width) != picture.shape[:2]:
+            picture = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+            if labels is not None:
+                labels = np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        window = np.s_[top : top + size, left : left + size]
+        crop, crop_labels = picture[window], None if labels is None else labels[window]
+        detail = _detail(crop)
+        if best is None or detail > best[0]:
+            best = (detail, crop, crop_labels)
+        if detail > 4.0 + 6.0 * rng.random():
+            break
+    assert best is not None
+    _, crop, crop_labels = best
+    if rng.random() < 0.5:
+        crop, crop_labels = crop[:, ::-1], None if crop_labels is None else crop_labels[:, ::-1]
+    return np.ascontiguousarray(crop), None if crop_labels is None else np.ascontiguousarray(crop_labels)
+
+
+def _detail(crop: np.ndarray) -> float:
+    """Mean absolute luma gradient, in 8-bit steps: flat sky teaches nothing about focus."""
+    luma = crop.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    return float(np.abs(np.diff(luma, axis=0)).mean() + np.abs(np.diff(luma, axis=1)).mean())
+
+
+class RenderedPack:
+    """Rendered samples kept in one memory-mapped file, so that later epochs cost a read.
+
+    `folder` gets `samples.npy` (uint8 [count, 7, S, S]), `done.npy` (bool [count]) and `render.json` with what made
+    them; a folder made by another configuration is refused.
+    """
+
+    def __init__(self, folder: Path, photos: list[SharpPhoto], config: RenderConfig, count: int) -> None:
+        self.folder, self.photos, self.config, self.count = folder, photos, config, count
+        folder.mkdir(parents=True, exist_ok=True)
+        described = {"render": asdict(config), "count": count, "photos": [p.path.name for p in photos]}
+        description = folder / "render.json"
+        if not description.exists():
+            write_text(description, json.dumps(described, indent=1))
+        elif json.loads(description.read_text()) != described:
+            raise ValueError(f"{folder} holds samples of another configuration: remove it or name another folder")
+        self.samples = self._open("samples.npy", (count, 7, config.size, config.size), np.uint8)
+        self.done = self._open("done.npy", (count,), np.bool_)
+
+    def _open(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        path = self.folder / name
+        if not path.exists():
+            # A sparse file: disk is used only as samples are rendered.
+            with atomic_target(path) as partial:
+                np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+        return np.lib.format.open_memmap(path, mode="r+")
+
+    def sample(self, index: int) -> np.ndarray:
+        """Sample `index % count`, rendered on first use."""
+        index %= self.count
+        if not self.done[index]:
+            self.samples[index] = render_sample(self.photos, self.config, index)
+            self.done[index] = True
+        return self.samples[index]

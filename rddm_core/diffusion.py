@@ -1,0 +1,84 @@
+"""Noise schedule, forward process, DDPM posterior and DDIM step for x_0-prediction, as pure functions.
+
+Indices run over t = 0..T with abar_0 = 1. Where the paper prints a formula wrongly the right form stands here;
+tests/core/test_diffusion.py shows that the printed ones break the identities.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import DiffusionConfig
+
+
+def make_alpha_bars(config: DiffusionConfig) -> Tensor:
+    """abar_t = prod_{i<=t} alpha_i for t = 0..T (Eq. 3), float64 [T + 1], strictly decreasing, abar_0 = 1.
+
+    `cosine` (Nichol and Dhariwal 2021, without offset): abar_t = cos^2(pi t / 2T). `linear`: alpha_t = 1 - beta_t,
+    beta from `beta_start` to `beta_end`. abar_T is kept above zero so that log-SNR stays finite.
+    """
+    if config.schedule == "cosine":
+        t = torch.arange(config.timesteps + 1, dtype=torch.float64) / config.timesteps
+        return torch.cos(t * (math.pi / 2)).square().clamp_min(1e-9)
+    beta = torch.linspace(config.beta_start, config.beta_end, config.timesteps, dtype=torch.float64)
+    return torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)))
+
+
+def sampling_timesteps(timesteps: int, steps: int) -> list[tuple[int, int]]:
+    """The pairs (t, s) of Algorithm 1's loop: a trailing sub-sequence that starts at T and ends at s = 0.
+
+    Raises ValueError unless 1 <= steps <= T.
+    """
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps must be between 1 and {timesteps}, not {steps}")
+    points = [round(timesteps * (steps - i) / steps) for i in range(steps + 1)]
+    return list(zip(points, points[1:], strict=False))
+
+
+def q_sample(x_0: Tensor, noise: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
+    """Forward process, Eq. 3: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. `alpha_bar_t` broadcasts to x_0."""
+    alpha_bar_t = torch.as_tensor(alpha_bar_t, device=x_0.device)
+    return alpha_bar_t.sqrt().to(x_0.dtype) * x_0 + (1 - alpha_bar_t).sqrt().to(x_0.dtype) * noise
+
+
+def ddpm_posterior(alpha_bar_t: float, alpha_bar_s: float) -> tuple[float, float, float]:
+    """q(x_s | x_t, x_0) = N(m x_t + k x_0, sigma^2), Eq. 4 with s = t - 1; returns (m, k, sigma).
+
+    alpha_t = abar_t / abar_s; variance (1 - alpha_t)(1 - abar_s) / (1 - abar_t).
+    """
+    alpha_t = alpha_bar_t / alpha_bar_s
+    m = math.sqrt(alpha_t) * (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    k = math.sqrt(alpha_bar_s) * (1 - alpha_t) / (1 - alpha_bar_t)
+    return m, k, math.sqrt((1 - alpha_t) * (1 - alpha_bar_s) / (1 - alpha_bar_t))
+
+
+def ddim_coefficients(alpha_bar_t: float, alpha_bar_s: float, eta: float = 0.0) -> tuple[float, float, float]:
+    """(m, k, sigma) of x_s = m x_t + k x_0 + sigma z (Eq. 6), the solution of Eq. 8.
+
+    sigma = eta sqrt((1 - abar_s) / (1 - abar_t)) sqrt(1 - abar_t / abar_s)
+    m     = sqrt((1 - abar_s - sigma^2) / (1 - abar_t))       from  m^2 (1 - abar_t) + sigma^2 = 1 - abar_s
+    k     = sqrt(abar_s) - m sqrt(abar_t)                     from  sqrt(abar_s) = m sqrt(abar_t) + k
+    """
+    sigma = eta * math.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t)) * math.sqrt(1 - alpha_bar_t / alpha_bar_s)
+    m = math.sqrt(max(1 - alpha_bar_s - sigma**2, 0.0) / (1 - alpha_bar_t))
+    k = math.sqrt(alpha_bar_s) - m * math.sqrt(alpha_bar_t)
+    return m, k, sigma
+
+
+def ddim_step(
+    x_t: Tensor, x_0: Tensor, alpha_bar_t: float, alpha_bar_s: float, eta: float = 0.0, noise: Tensor | None = None
+) -> Tensor:
+    """One reverse step t -> s of Algorithm 1, line 6. At s = 0 (abar = 1) the result is x_0 itself.
+
+    `noise` z is needed where eta > 0 and s > 0; ValueError without it.
+    """
+    m, k, sigma = ddim_coefficients(alpha_bar_t, alpha_bar_s, eta)
+    x_s = m * x_t + k * x_0
+    if sigma == 0.0:
+        return x_s
+    if noise is None:
+        raise ValueError("a step with eta > 0 needs noise")
+    return x_s + sigma * noise

@@ -1,0 +1,1 @@
+"""The networks of RDDM defocus deblurring; `model.RDDM` holds them together."""

@@ -1,0 +1,148 @@
+"""Building blocks: NAFBlock (Chen et al. 2022), the paper's pre-deblur block and RDD block (Eq. 11)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import Mixer
+from .deformable import DeformableConv
+
+
+class LayerNorm2d(nn.Module):
+    """Layer normalisation over the channels of [B, C, H, W], eps 1e-6."""
+
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.norm = ops.LayerNorm(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def simple_gate(x: Tensor) -> Tensor:
+    """SimpleGate of NAFNet: the product of the two channel halves, [B, 2C, H, W] -> [B, C, H, W]."""
+    a, b = x.chunk(2, dim=1)
+    return a * b
+
+
+class ChannelAttention(nn.Module):
+    """Simplified channel attention over cells of `cell` x `cell` features instead of the whole input.
+
+    The mean of every cell passes a 1x1 convolution and is interpolated bilinearly between cell centres, so that the
+    output at a pixel depends on the neighbouring cells alone: a tile whose origin lies on the cell grid sees the same
+    statistics as the whole image. [B, C, H, W] -> attention [B, C, H, W], or [B, C, 1, 1] where one cell covers all.
+    """
+
+    def __init__(self, channels: int, cell: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.cell = cell
+        self.conv = ops.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height <= self.cell and width <= self.cell:
+            return self.conv(x.mean(dim=(2, 3), keepdim=True, dtype=torch.float32).to(x.dtype))
+        if height % self.cell or width % self.cell:
+            raise ValueError(f"a feature map of {height}x{width} is no multiple of the attention cell {self.cell}")
+        attention = self.conv(F.avg_pool2d(x, self.cell))
+        return F.interpolate(attention, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def make_mixer(mixer: Mixer, channels: int, group_width: int, ops: Any) -> nn.Module:
+    """The spatial mixer of a block: depthwise 3x3 convolution (NAFBlock) or DCNv4 (pre-deblur block, RDD block)."""
+    if mixer == "deformable":
+        return DeformableConv(channels, group_width, ops=ops)
+    return ops.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+
+class RDDBlock(nn.Module):
+    """Residual diffusion deblur block; with fewer inputs it is the NAFBlock or the pre-deblur block.
+
+    - mixer="depthwise", no time, no guidance: NAFBlock.
+    - mixer="deformable", no time, no guidance: the paper's pre-deblur block.
+    - with `time_width` and `guidance_width`: the RDD block. The time embedding scales and shifts the first norm;
+      the guidance is concatenated after channel attention, before the 1x1 convolution (Eq. 11).
+
+    beta and gamma start at zero, so that a fresh block is the identity.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        cell: int,
+        mixer: Mixer = "depthwise",
+        group_width: int = 32,
+        time_width: int = 0,
+        guidance_width: int = 0,
+        ops: Any = nn,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(channels, ops)
+        self.time = ops.Linear(time_width, 2 * channels) if time_width else None
+        self.expand = ops.Conv2d(channels, 2 * channels, 1)
+        self.mixer = make_mixer(mixer, 2 * channels, group_width, ops)
+        self.attention = ChannelAttention(channels, cell, ops)
+        self.project = ops.Conv2d(channels + guidance_width, channels, 1)
+        self.norm2 = LayerNorm2d(channels, ops)
+        self.feed_in = ops.Conv2d(channels, 2 * channels, 1)
+        self.feed_out = ops.Conv2d(channels, channels, 1)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor, time: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        """x [B, C, H, W], time [B, time_width], guidance [B, guidance_width, H, W] -> [B, C, H, W]."""
+        y = self.norm1(x)
+        if self.time is not None and time is not None:
+            scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
+            y = torch.addcmul(shift.to(y.dtype), y, 1 + scale.to(y.dtype))
+        y = simple_gate(self.mixer(self.expand(y)))
+        y = y * self.attention(y).to(y.dtype)
+        if guidance is not None:
+            y = torch.cat((y, guidance.to(y.dtype)), dim=1)
+        x = torch.addcmul(x, self.project(y).to(x.dtype), self.beta.to(x))
+        y = self.feed_out(simple_gate(self.feed_in(self.norm2(x))))
+        return torch.addcmul(x, y.to(x.dtype), self.gamma.to(x))
+
+
+class Downsample(nn.Module):
+    """2x2 convolution with stride 2: [B, C, H, W] -> [B, out, H/2, W/2]."""
+
+    def __init__(self, channels: int, out: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = ops.Conv2d(channels, out, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """1x1 convolution, then pixel shuffle (Shi et al. 2016): [B, C, H, W] -> [B, out, 2H, 2W]."""
+
+    def __init__(self, channels: int, out: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = ops.Conv2d(channels, 4 * out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the timestep, then two linear layers: t [B] in 0..T -> [B, width]."""
+
+    def __init__(self, width: int, timesteps: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.width, self.timesteps = width, timesteps
+        self.hidden = ops.Linear(width, width)
+        self.out = ops.Linear(width, width)
+
+    def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        half = self.width // 2
+        frequency = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(1e4) / half))
+        phase = t.float()[:, None] * (1000.0 / self.timesteps) * frequency
+        embedding = torch.cat((phase.cos(), phase.sin()), dim=1).to(dtype)
+        return self.out(F.silu(self.hidden(embedding)))

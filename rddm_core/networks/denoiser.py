@@ -1,0 +1,120 @@
+"""The denoising network f of Algorithm 1: predicts the clean residual x_0 from x_t, t and the condition c (Eq. 14)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import DenoiserConfig
+from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample
+from .guidance import features_for_level
+
+Condition = tuple[Tensor, ...]
+
+
+class DenoisingNetwork(nn.Module):
+    """U-Net: four encoder scales (NAFBlocks, strided convolutions), four decoder scales (pixel shuffle, RDD blocks).
+
+    With ``state_entry="decoder"`` the encoder sees (I_p, map) alone and runs once per image; x_t enters every decoder
+    scale through a light pyramid of strided convolutions, gated by the time embedding, so that a step costs the
+    decoder only. With ``state_entry="encoder"`` x_t is concatenated at the input and everything runs at every step.
+    """
+
+    def __init__(
+        self, config: DenoiserConfig, guidance_width: int, timesteps: int, attention_cell: int, ops: Any = nn
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.stride = config.unshuffle * 2 ** len(config.widths)
+        widths = (*config.widths, config.middle_width)
+        pairs = list(zip(widths, widths[1:], strict=False))
+        group, time_width = config.deformable_group_width, config.time_width
+        pixels = config.unshuffle**2
+        state_at_input = config.state_entry == "encoder"
+
+        def cell(level: int) -> int:
+            return attention_cell // (config.unshuffle * 2**level)
+
+        self.time = TimeEmbedding(time_width, timesteps, ops)
+        self.intro = ops.Conv2d((7 if state_at_input else 4) * pixels, widths[0], 3, padding=1)
+        self.encoders = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    RDDBlock(widths[level], cell(level), config.encoder_mixers[level], group, ops=ops)
+                    for _ in range(config.encoder_blocks[level])
+                )
+            )
+            for level in range(len(config.widths))
+        )
+        self.downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs)
+        self.middle = nn.Sequential(
+            *(
+                RDDBlock(widths[-1], cell(len(config.widths)), config.middle_mixer, group, ops=ops)
+                for _ in range(config.middle_blocks)
+            )
+        )
+        self.ups = nn.ModuleList(Upsample(coarse, fine, ops) for fine, coarse in pairs)
+        self.decoders = nn.ModuleList(
+            nn.ModuleList(
+                RDDBlock(
+                    widths[level], cell(level), config.decoder_mixers[level], group, time_width, guidance_width, ops
+                )
+                for _ in range(config.decoder_blocks[level])
+            )
+            for level in range(len(config.widths))
+        )
+        self.outro = ops.Conv2d(widths[0], 3 * pixels, 3, padding=1)
+        with torch.no_grad():
+            self.outro.weight.mul_(0.1)
+            self.outro.bias.zero_()
+        if not state_at_input:
+            self.state_intro = ops.Conv2d(3 * pixels, widths[0], 1)
+            self.state_downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs[:-1])
+            self.state_gates = nn.ModuleList(ops.Linear(time_width, width) for width in config.widths)
+
+    def encode_condition(self, pre_deblurred: Tensor, defocus_map: Tensor) -> Condition:
+        """What does not depend on t, computed once per image.
+
+        pre_deblurred [B, 3, H, W], defocus_map [B, 1, H, W], H and W multiples of `stride`. Returns a tuple that
+        `forward` takes as `condition`.
+        """
+        dtype = next(self.parameters()).dtype
+        x = F.pixel_unshuffle(torch.cat((pre_deblurred, defocus_map), dim=1).to(dtype), self.config.unshuffle)
+        return (x,) if self.config.state_entry == "encoder" else self._encode(self.intro(x))
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: tuple[Tensor, ...]) -> Tensor:
+        """x_t [B, 3, H, W] (unit-scale residual with noise), t [B] in 1..T -> predicted x_0 [B, 3, H, W] in fp32."""
+        dtype = next(self.parameters()).dtype
+        time = self.time(t, dtype)
+        state = F.pixel_unshuffle(x_t.to(dtype), self.config.unshuffle)
+        if self.config.state_entry == "encoder":
+            *skips, x = self._encode(self.intro(torch.cat((state, condition[0]), dim=1)))
+        else:
+            *skips, x = condition
+            skips = [s + g for s, g in zip(skips, self._state_pyramid(state, time), strict=True)]
+        for level in reversed(range(len(skips))):
+            x = self.ups[level](x) + skips[level]
+            semantic = features_for_level(guidance, level, (x.shape[-2], x.shape[-1]))
+            for block in cast(nn.ModuleList, self.decoders[level]):
+                x = block(x, time, semantic)
+        return F.pixel_shuffle(self.outro(x), self.config.unshuffle).float()
+
+    def _encode(self, x: Tensor) -> Condition:
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        return (*skips, self.middle(x))
+
+    def _state_pyramid(self, state: Tensor, time: Tensor) -> list[Tensor]:
+        features = [self.state_intro(state)]
+        for down in self.state_downs:
+            features.append(down(F.silu(features[-1])))
+        # At t = T the state is pure noise: the gate lets the network close this path per channel.
+        return [
+            f * gate(time)[:, :, None, None].to(f.dtype) for f, gate in zip(features, self.state_gates, strict=True)
+        ]

@@ -1,0 +1,41 @@
+"""All networks of one checkpoint: g, p, H and f of Algorithm 1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from ..config import RDDMConfig
+from .defocus_estimator import DefocusEstimator
+from .denoiser import DenoisingNetwork
+from .guidance import GuidanceNetwork
+from .pre_deblur import PreDeblurModule
+
+
+class RDDM(nn.Module):
+    """Defocus-map estimator, pre-deblur module, guidance network and denoising network.
+
+    Attributes:
+        stride: pre_deblur, guidance and denoiser take heights and widths that are multiples of it, and tiles start at
+            multiples of it.
+        residual_scale: unit-scale residual = residual_scale * (I - I_p), measured on training data.
+        recommended_steps: sampling steps chosen by measurement for these weights.
+
+    `ops` makes our own layers (`torch.nn`, or a host's layers that cast on use); estimator and backbone are library
+    models and do without. Nothing is downloaded.
+    """
+
+    def __init__(self, config: RDDMConfig, ops: Any = nn) -> None:
+        super().__init__()
+        self.config = config
+        self.estimator = DefocusEstimator(config.estimator)
+        self.pre_deblur = PreDeblurModule(config.pre_deblur, config.attention_cell, ops)
+        self.guidance = GuidanceNetwork(config.guidance, ops)
+        self.denoiser = DenoisingNetwork(
+            config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell, ops
+        )
+        self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride, config.attention_cell)
+        self.residual_scale = 1.0
+        self.recommended_steps = 1

@@ -1,0 +1,191 @@
+"""Thin-lens defocus: circle of confusion, aperture shapes and occlusion-aware layered rendering in linear light."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAP_RADIUS = 2.0
+"""Radius of the circle of confusion, in pixels, at which the defocus map reaches 1 - 1/e."""
+
+
+def circle_of_confusion(depth: Tensor, focus: float, aperture: float, focal_length: float) -> Tensor:
+    """Signed radius of the circle of confusion on the sensor (Potmesil and Chakravarty 1981).
+
+    r = (A / 2) f / (D - f) (d - D) / d for object distance d = `depth`, focus distance D, aperture diameter A and
+    focal length f, all in one unit of length. Positive behind the focus plane, negative in front of it.
+    Raises ValueError unless focus > focal_length > 0 and every depth is positive.
+    """
+    if not focus > focal_length > 0:
+        raise ValueError(f"focus distance {focus} must exceed the focal length {focal_length}, and both be positive")
+    if not bool((depth > 0).all()):
+        raise ValueError("depth must be positive everywhere")
+    return (aperture / 2) * focal_length / (focus - focal_length) * (depth - focus) / depth
+
+
+def map_from_radius(radius: Tensor) -> Tensor:
+    """Defocus map 1 - exp(-|r| / MAP_RADIUS) in 0..1 from radii in pixels: 0 in focus, near 1 for strong blur."""
+    return 1 - torch.exp(-radius.abs() / MAP_RADIUS)
+
+
+def radius_from_map(defocus_map: Tensor) -> Tensor:
+    """The inverse of `map_from_radius`: radii in pixels, at most 13.8 (where the map is 0.999)."""
+    return -MAP_RADIUS * torch.log1p(-defocus_map.clamp(0, 0.999))
+
+
+def srgb_to_linear(image: Tensor) -> Tensor:
+    """sRGB transfer function to linear light (IEC 61966-2-1), values 0..1."""
+    return torch.where(image <= 0.04045, image / 12.92, ((image.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(image: Tensor) -> Tensor:
+    """The inverse of `srgb_to_linear`."""
+    return torch.where(image <= 0.0031308, image * 12.92, 1.055 * image.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+
+
+@dataclass(frozen=True)
+class Aperture:
+    """Shape of the out-of-focus spot.
+
+    blades: 0 for a disc, else the number of sides of a regular polygon. rotation: radians. rim: brightness of the rim
+    relative to the centre minus one (> 0 soap bubble, < 0 soft edge). vignette: 0..1, how far a second disc cuts the
+    spot (cat-eye), towards `vignette_angle`. softness: share of a Gaussian of the same variance mixed in.
+    """
+
+    blades: int = 0
+    rotation: float = 0.0
+    rim: float = 0.0
+    vignette: float = 0.0
+    vignette_angle: float = 0.0
+    softness: float = 0.0
+
+
+def aperture_kernel(radius: float, aperture: Aperture, size: int) -> Tensor:
+    """The normalised spot [size, size] (odd `size`) for a circle of confusion of `radius` pixels.
+
+    The sign matters: a spot behind the focus plane is the point-mirrored one in front of it.
+    """
+    axis = torch.arange(size, dtype=torch.float32) - size // 2
+    if radius < 0:
+        axis = -axis
+    y, x = axis[:, None], axis[None, :]
+    r = max(abs(radius), 1e-3)
+    distance = torch.sqrt(x * x + y * y)
+    edge = distance
+    if aperture.blades >= 3:
+        sector = 2 * math.pi / aperture.blades
+        angle = torch.remainder(torch.atan2(y, x) - aperture.rotation, sector) - sector / 2
+        # Scaled so that the polygon has the area of the disc.
+        apothem = math.sqrt(math.pi / (aperture.blades * math.tan(math.pi / aperture.blades)))
+        edge = distance * torch.cos(angle) / apothem
+    # One pixel of linear ramp at the edge: an antialiased disc whose second moment follows the radius.
+    spot = (r + 0.5 - edge).clamp(0, 1)
+    if aperture.vignette > 0:
+        shift = aperture.vignette * r
+        cut = torch.hypot(x - shift * math.cos(aperture.vignette_angle), y - shift * math.sin(aperture.vignette_angle))
+        spot = spot * (1.15 * r + 0.5 - cut).clamp(0, 1)
+    spot = spot * (1 + aperture.rim * (distance / r).clamp(0, 1).square()).clamp_min(0.05)
+    spot = spot / spot.sum()
+    if aperture.softness > 0:
+        variance = max(r * r / 4, 0.05)
+        gaussian = torch.exp(-(distance * distance) / (2 * variance))
+        spot = (1 - aperture.softness) * spot + aperture.softness * gaussian / gaussian.sum()
+    return spot
+
+
+def render_defocus(
+    image: Tensor,
+    radius: Tensor,
+    aperture: Aperture | None = None,
+    *,
+    levels: int = 8,
+    highlight_gain: float = 1.0,
+    colour_fringe: float = 0.0,
+) -> Tensor:
+    """Defocus an all-in-focus picture by its signed circles of confusion.
+
+    The scene is cut into layers of equal radius, each blurred in linear light with its own spot and laid over the
+    farther ones with its blurred coverage, so that near objects bleed over far ones but not the reverse.
+
+    Args:
+        image: [3, H, W] sRGB, 0..1.
+        radius: [H, W] signed radius in pixels, positive behind the focus plane.
+        levels: the largest number of layers.
+        highlight_gain: how much brighter than white clipped highlights are taken to be (>= 1).
+        colour_fringe: relative difference of the spot radius between red and blue (longitudinal chromatic aberration).
+
+    Returns [3, H, W] sRGB, 0..1.
+    """
+    aperture = aperture or Aperture()
+    linear = srgb_to_linear(image.clamp(0, 1))
+    if highlight_gain > 1:
+        # Only what is nearly clipped in every channel gains energy.
+        linear = linear * (1 + (highlight_gain - 1) * ((linear.amin(dim=0, keepdim=True) - 0.85) / 0.15).clamp(0, 1))
+    centres = _layer_radii(radius, levels)
+    weights = _layer_weights(radius, centres)
+    margin = math.ceil(float(radius.abs().max()) * (1 + abs(colour_fringe))) + 2
+    layers = torch.cat((linear[None] * weights[:, None], weights[:, None]), dim=1)
+    blurred = _blur_layers(layers, centres, aperture, colour_fringe, margin)
+    colour, coverage = torch.zeros_like(linear), torch.zeros_like(linear[:1])
+    for layer in blurred:  # from far to near
+        alpha = layer[3:].clamp(0, 1)
+        colour = layer[:3] + (1 - alpha) * colour
+        coverage = alpha + (1 - alpha) * coverage
+    return linear_to_srgb((colour / coverage.clamp_min(1e-4)).clamp(0, 1))
+
+
+def _layer_radii(radius: Tensor, levels: int) -> list[float]:
+    """Centres of the layers from far to near; few distinct radii are kept as they are."""
+    distinct = torch.unique(radius)
+    if len(distinct) <= levels:
+        return [float(r) for r in distinct.flip(0)]
+    low, high = float(distinct[0]), float(distinct[-1])
+    count = min(levels, max(2, math.ceil((high - low) / 0.75) + 1))
+    return [high + (low - high) * i / (count - 1) for i in range(count)]
+
+
+def _layer_weights(radius: Tensor, centres: list[float]) -> Tensor:
+    """[L, H, W], a partition of unity: every pixel is shared between the two layers next to its radius."""
+    if len(centres) == 1:
+        return torch.ones_like(radius)[None]
+    weights = []
+    for i, centre in enumerate(centres):
+        up = centres[i - 1] - centre if i > 0 else math.inf
+        down = centre - centres[i + 1] if i + 1 < len(centres) else math.inf
+        difference = radius - centre
+        weights.append(torch.where(difference >= 0, 1 - difference / up, 1 + difference / down).clamp(0, 1))
+    return torch.stack(weights)
+
+
+def _blur_layers(layers: Tensor, centres: list[float], aperture: Aperture, fringe: float, margin: int) -> Tensor:
+    """Convolve [L, 4, H, W] with each layer's spot by FFT; borders are continued by replication."""
+    height, width = layers.shape[-2:]
+    padded = F.pad(layers, (margin,) * 4, mode="replicate")
+    shape = (_fft_size(height + 2 * margin), _fft_size(width + 2 * margin))
+    size = 2 * margin + 1
+    scales = (1 + fringe, 1.0, 1 - fringe, 1.0) if fringe else (1.0,)
+    spots = torch.stack([torch.stack([aperture_kernel(r * s, aperture, size) for s in scales]) for r in centres])
+    product = torch.fft.rfft2(padded, s=shape) * torch.fft.rfft2(spots, s=shape)
+    result = torch.fft.irfft2(product, s=shape)
+    start = 2 * margin
+    result = result[..., start : start + height, start : start + width].clone()
+    for i, r in enumerate(centres):
+        if abs(r) < 0.25:  # below the antialiased spot's own blur: in focus
+            result[i] = layers[i]
+    return result
+
+
+def _fft_size(n: int) -> int:
+    """The next size whose factors are 2, 3 and 5 alone."""
+    while True:
+        rest = n
+        for factor in (2, 3, 5):
+            while rest % factor == 0:
+                rest //= factor
+        if rest == 1:
+            return n
+        n += 1

@@ -1,0 +1,490 @@
+"""Algorithm 1 of the paper: five stages that can be called one by one, and `deblur`, which chains them.
+
+    map = estimate_defocus_map(model, image)              # g
+    I_p = pre_deblur(model, image, map)                   # p
+    H   = encode_guidance(model, I_p)                     # H(Backbone(I_p)); optional
+    r   = sample_residual(model, I_p, map, guidance=H)    # f, 1 to T steps
+    I   = merge_residual(image, I_p, r[:, 0])             # Eq. 15
+
+Pictures are [B, 3, H, W], maps and masks [B, 1, h, w], floating point in 0..1, of any size from one pixel and
+on any device; results are float32 on the picture's device. The networks run where the model lives. Batch
+items are processed one by one: a batch equals its single pictures, and memory does not grow with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .diffusion import ddim_step, make_alpha_bars, sampling_timesteps
+from .networks.model import RDDM
+from .optics import radius_from_map
+from .tiling import Tile, add_tile, cut, cut_features, noise_tile, plan_tiles
+
+WHOLE_IMAGE_PIXELS = 1_500_000
+"""tile="auto": pictures up to this area are processed whole, larger ones in tiles of AUTO_TILE."""
+AUTO_TILE = 1024
+MAX_TRAINED_RADIUS = 10.0
+"""Largest radius of the circle of confusion, in pixels, that the weights were trained to remove."""
+MIN_AUTO_SIZE = 1024
+"""working_size="auto" never reduces the long side below this."""
+PREVIEW_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What a caller may watch; each is optional. Exceptions raised by them, BaseException too, pass through.
+
+    progress: called with (done, total) as network evaluations finish: one per tile for p, one per tile,
+        sample and step for f, and in `deblur` one per estimated map.
+    preview: called with the current estimate of the first picture, [1, 3, h, w] in 0..1, long side <= 512.
+    check_interrupt: called before every network evaluation; raises to stop.
+    """
+
+    progress: Callable[[int, int], None] | None = None
+    preview: Callable[[Tensor], None] | None = None
+    check_interrupt: Callable[[], None] | None = None
+
+    def check(self) -> None:
+        """Give the caller the chance to interrupt."""
+        if self.check_interrupt is not None:
+            self.check_interrupt()
+
+    def report(self, done: int, total: int) -> None:
+        """Report `done` of `total` evaluations."""
+        if self.progress is not None:
+            self.progress(done, total)
+
+    def part(self, offset: int, total: int) -> Callbacks:
+        """For a stage of a larger job: its progress counts from `offset` towards the job's `total`."""
+        return replace(self, progress=lambda done, _: self.report(offset + done, total))
+
+
+@dataclass(frozen=True)
+class DeblurSettings:
+    """Settings of `deblur`. Raises ValueError for values out of range.
+
+    Attributes:
+        steps: sampling steps, 0 for the checkpoint's recommendation.
+        seed: noise seed; item b of a batch uses seed + b. Or one seed per item.
+        strength: share of the change that is applied, >= 0.
+        samples: number of residuals drawn per picture.
+        eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
+        tile: longest side of a tile in pixels, None for the whole picture at once, "auto" by area.
+        working_size: long side in pixels at which the networks run; their enlarged change is added to the
+            picture. "full" for no reduction, "auto" to let the map decide (`choose_working_size`).
+        map_order: "text": one map, from I_b. "two_pass": f gets a second one, from I_p (Figure 2).
+    """
+
+    steps: int = 0
+    seed: int | tuple[int, ...] = 0
+    strength: float = 1.0
+    samples: int = 1
+    eta: float = 0.0
+    tile: int | Literal["auto"] | None = "auto"
+    working_size: int | Literal["auto", "full"] = "auto"
+    map_order: Literal["text", "two_pass"] = "text"
+
+    def __post_init__(self) -> None:
+        _check_sampling(self.steps, self.samples, self.eta)
+        _check_strength(self.strength)
+        if self.tile is not None and self.tile != "auto" and not _is_positive(self.tile):
+            raise ValueError(f"tile must be a positive number of pixels, None or 'auto', not {self.tile!r}")
+        if self.working_size not in ("auto", "full") and not _is_positive(self.working_size):
+            size = self.working_size
+            raise ValueError(f"working_size must be a number of pixels > 0, 'auto' or 'full', not {size!r}")
+        if self.map_order not in ("text", "two_pass"):
+            raise ValueError(f"map_order must be 'text' or 'two_pass', not {self.map_order!r}")
+
+
+@dataclass(frozen=True)
+class DeblurResult:
+    """What `deblur` returns, at the size of the input.
+
+    Attributes:
+        image: [B * N, 3, H, W] in 0..1; sample n of item b stands at b * N + n.
+        defocus_map: [B, 1, H, W], the map that f was given.
+        pre_deblurred: I_p [B, 3, H, W], not clamped; at a reduced working size the picture plus p's enlarged
+            change.
+        residual: [B, N, 3, H, W] in image units.
+    """
+
+    image: Tensor
+    defocus_map: Tensor
+    pre_deblurred: Tensor
+    residual: Tensor
+
+
+@torch.inference_mode()
+def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = Callbacks()) -> Tensor:
+    """g: image [B, 3, H, W] -> defocus map [B, 1, H, W] in 0..1, 1 = out of focus."""
+    _check_picture(image, "image")
+    maps = []
+    for b in range(len(image)):
+        callbacks.check()
+        logits = model.estimator(image[b : b + 1].to(_device(model), torch.float32))
+        maps.append(torch.sigmoid(logits.float()).to(image.device))
+    return torch.cat(maps)
+
+
+@torch.inference_mode()
+def pre_deblur(
+    model: RDDM,
+    image: Tensor,
+    defocus_map: Tensor,
+    *,
+    tile: int | None = None,
+    callbacks: Callbacks = Callbacks(),
+) -> Tensor:
+    """p: image [B, 3, H, W] and defocus map [B or 1, 1, h, w] -> I_p [B, 3, H, W], not clamped.
+
+    The map is resized to the image. `tile`: longest side of a tile in pixels, rounded up to a multiple of
+    `model.stride`; None for the whole picture.
+    """
+    _check_picture(image, "image")
+    image, defocus_map = image.float(), _fit_map(defocus_map, image, "defocus_map")
+    tiles = plan_tiles(image.shape[-2], image.shape[-1], tile, model.stride)
+    result = torch.zeros_like(image)
+    done, total = 0, len(image) * len(tiles)
+    for b in range(len(image)):
+        for area in tiles:
+            callbacks.check()
+            blurred, area_map = (cut(x[b : b + 1], area).to(_device(model)) for x in (image, defocus_map))
+            add_tile(result[b : b + 1], model.pre_deblur(blurred, area_map), area)
+            callbacks.report(done := done + 1, total)
+    return result
+
+
+@torch.inference_mode()
+def encode_guidance(model: RDDM, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
+    """H(Backbone(I_p)) of Eq. 13: I_p [B, 3, H, W] -> features [B, C, h, w] per stage, on the model's device.
+
+    The features cover I_p padded by replication to a multiple of `model.stride`. Large pictures need not hold
+    them: without guidance `sample_residual` encodes every tile by itself.
+    """
+    _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
+    (whole,) = plan_tiles(pre_deblurred.shape[-2], pre_deblurred.shape[-1], None, model.stride)
+    padded = (cut(pre_deblurred[b : b + 1].float(), whole) for b in range(len(pre_deblurred)))
+    items = [model.guidance(x.to(_device(model))) for x in padded]
+    return tuple(torch.cat(stage) for stage in zip(*items, strict=True))
+
+
+@torch.inference_mode()
+def sample_residual(
+    model: RDDM,
+    pre_deblurred: Tensor,
+    defocus_map: Tensor,
+    *,
+    guidance: Sequence[Tensor] | None = None,
+    seed: int | Sequence[int] = 0,
+    samples: int = 1,
+    steps: int = 0,
+    eta: float = 0.0,
+    noise: Tensor | None = None,
+    tile: int | None = None,
+    callbacks: Callbacks = Callbacks(),
+) -> Tensor:
+    """Algorithm 1, lines 3 to 8: draw N residuals I - I_p per picture.
+
+    Args:
+        pre_deblurred: I_p [B, 3, H, W].
+        defocus_map: [B or 1, 1, h, w] in 0..1, resized to I_p.
+        guidance: from `encode_guidance` for the same I_p, or None.
+        seed: an int gives item b the seed `seed + b`; or one seed per item. Sample 0 is the same for every N.
+        samples: N.
+        steps: 1..T, 0 for the checkpoint's recommendation.
+        eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
+        noise: x_T [B, N, 3, H, W], standard normal, instead of the seeded one; eta > 0 still uses seed.
+        tile: longest side of a tile in pixels, rounded up to a multiple of `model.stride`; None for no tiles.
+
+    Returns the residual [B, N, 3, H, W] in image units. Raises ValueError for inputs that do not fit.
+    """
+    _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
+    _check_sampling(steps, samples, eta)
+    pre_deblurred = pre_deblurred.float()
+    defocus_map = _fit_map(defocus_map, pre_deblurred, "defocus_map")
+    batch, _, height, width = pre_deblurred.shape
+    shape = (batch, samples, 3, height, width)
+    if noise is not None and noise.shape != shape:
+        raise ValueError(f"noise must be [B, N, 3, H, W] = {list(shape)}, not {list(noise.shape)}")
+    if guidance is not None and any(len(stage) != batch for stage in guidance):
+        raise ValueError(f"guidance must hold {batch} items, as many as pre_deblurred")
+    seeds = _seeds(seed, batch)
+    alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
+    schedule = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps)
+    tiles = plan_tiles(height, width, tile, model.stride)
+    residual = pre_deblurred.new_zeros(shape)
+    done, total = 0, batch * len(tiles) * samples * len(schedule)
+    for b in range(batch):
+        preview = _Preview(callbacks.preview, pre_deblurred[:1]) if callbacks.preview and b == 0 else None
+        for area in tiles:
+            # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile, never per step.
+            guess, area_map = (
+                cut(x[b : b + 1], area).to(_device(model)) for x in (pre_deblurred, defocus_map)
+            )
+            callbacks.check()
+            semantic = (
+                model.guidance(guess) if guidance is None else _cut_guidance(guidance, b, area, tiles[-1])
+            )
+            callbacks.check()
+            condition = model.denoiser.encode_condition(guess, area_map)
+            for n in range(samples):
+                noise_at = partial(noise_tile, area, model.stride, seeds[b], n)
+                x = noise_at(0)  # line 3: x_T
+                if noise is not None:  # a padded border keeps the seeded noise
+                    given = noise[b, n][area.outer]
+                    x[..., : given.shape[-2], : given.shape[-1]] = given.to(x)
+                x = x.to(guess.device)
+                for i, (t, s) in enumerate(schedule):  # line 4: from t to s
+                    callbacks.check()
+                    x_0 = model.denoiser(x, torch.full((1,), t, device=x.device), condition, semantic).float()
+                    z = noise_at(i + 1).to(x.device) if eta > 0 and s > 0 else None  # line 5
+                    x = ddim_step(x, x_0, alpha_bars[t], alpha_bars[s], eta, z)  # line 6
+                    callbacks.report(done := done + 1, total)
+                    if preview is not None and n == 0:
+                        preview.show(guess + x_0 / model.residual_scale, area)
+                add_tile(residual[b : b + 1, n], x / model.residual_scale, area)
+    return residual
+
+
+@torch.inference_mode()
+def merge_residual(
+    original: Tensor,
+    pre_deblurred: Tensor,
+    residual: Tensor,
+    *,
+    strength: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Line 9 and Eq. 15: original + strength * mask * (I_p + residual - original), clamped to 0..1.
+
+    original, pre_deblurred, residual [B, 3, H, W]; mask [B or 1, 1, h, w] in 0..1, resized to the picture.
+    Where strength * mask is 0 the original comes back bit for bit.
+    """
+    _check_picture(original, "original")
+    for name, value in (("pre_deblurred", pre_deblurred), ("residual", residual)):
+        _check_picture(value, name, bounded=False)
+        if value.shape != original.shape:
+            raise ValueError(f"{name} is {list(value.shape)}, but the original is {list(original.shape)}")
+    _check_strength(strength)
+    original = original.float()
+    change = pre_deblurred.to(original) + residual.to(original) - original
+    weight = original.new_ones(1) if mask is None else _fit_map(mask, original, "mask")
+    weight = strength * weight
+    return torch.where(weight == 0, original, (original + weight * change).clamp(0, 1))
+
+
+@torch.inference_mode()
+def deblur(
+    model: RDDM,
+    image: Tensor,
+    *,
+    settings: DeblurSettings | None = None,
+    defocus_map: Tensor | None = None,
+    mask: Tensor | None = None,
+    callbacks: Callbacks = Callbacks(),
+) -> DeblurResult:
+    """Deblur pictures [B, 3, H, W] by the whole of Algorithm 1.
+
+    A `defocus_map` [B or 1, 1, h, w] replaces every estimated one; `mask` [B or 1, 1, h, w] says where the
+    result is applied. Raises ValueError for inputs that do not fit.
+    """
+    settings = settings or DeblurSettings()
+    _check_picture(image, "image")
+    image = image.float()
+    batch, _, height, width = image.shape
+    seeds = _seeds(settings.seed, batch)
+    mask = None if mask is None else _fit_map(mask, image, "mask")
+    if defocus_map is None:
+        maps, done = estimate_defocus_map(model, image, callbacks=callbacks), batch
+    else:
+        maps, done = _fit_map(defocus_map, image, "defocus_map"), 0
+    second_map = defocus_map is None and settings.map_order == "two_pass"
+
+    sizes = [_working_size(settings.working_size, model, maps[b], height, width) for b in range(batch)]
+    tiles = [_tile_size(settings.tile, *size) for size in sizes]
+    counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
+    evaluations = settings.samples * (settings.steps or model.recommended_steps)
+    total = done + sum(count * (1 + evaluations) + second_map for count in counts)
+    callbacks.report(done, total)
+
+    results: list[tuple[Tensor, ...]] = []
+    for b in range(batch):
+        watch = callbacks if b == 0 else replace(callbacks, preview=None)
+        original, item_map = image[b : b + 1], maps[b : b + 1]
+        small, small_map = _resize(original, sizes[b]), _resize(item_map, sizes[b])
+        guess = pre_deblur(model, small, small_map, tile=tiles[b], callbacks=watch.part(done, total))
+        done += counts[b]
+        if second_map:
+            small_map = estimate_defocus_map(model, guess.clamp(0, 1), callbacks=watch)
+            item_map = _resize(small_map, (height, width))
+            watch.report(done := done + 1, total)
+        drawn = sample_residual(
+            model,
+            guess,
+            small_map,
+            seed=seeds[b : b + 1],
+            samples=settings.samples,
+            steps=settings.steps,
+            eta=settings.eta,
+            tile=tiles[b],
+            callbacks=watch.part(done, total),
+        )
+        done += counts[b] * evaluations
+        if sizes[b] != (height, width):  # only the change is enlarged: the original keeps its detail
+            guess = original + _enlarge(guess - small, (height, width))
+            drawn = _enlarge(drawn[0], (height, width))[None]
+        where = None if mask is None else mask[b : b + 1]
+        merge = partial(merge_residual, original, guess, strength=settings.strength, mask=where)
+        results.append(
+            (torch.cat([merge(drawn[:, n]) for n in range(settings.samples)]), item_map, guess, drawn)
+        )
+    return DeblurResult(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+
+
+def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_size: int) -> int | None:
+    """The long side to which a picture of `height` x `width` should be reduced, or None for its full size.
+
+    Reduces until the 90th percentile of the blur radii is one that the weights were trained for. The map
+    [.., h, w] gives radii in pixels of the estimator's working size (`optics.map_from_radius`).
+    """
+    long_side = max(height, width)
+    cells = F.adaptive_avg_pool2d(defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float(), 64)
+    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * max(long_side / estimator_size, 1.0)
+    if radius <= MAX_TRAINED_RADIUS:
+        return None
+    size = max(MIN_AUTO_SIZE, round(long_side * MAX_TRAINED_RADIUS / radius / 64) * 64)
+    return size if size < 0.9 * long_side else None
+
+
+class _Preview:
+    """A small copy of I_p into which the current estimates of the tiles are pasted."""
+
+    def __init__(self, callback: Callable[[Tensor], None], pre_deblurred: Tensor) -> None:
+        height, width = pre_deblurred.shape[-2:]
+        self.callback = callback
+        self.scale = min(1.0, PREVIEW_SIZE / max(height, width))
+        self.canvas = _resize(pre_deblurred.clamp(0, 1), _scaled((height, width), self.scale)).clone()
+
+    def show(self, estimate: Tensor, tile: Tile) -> None:
+        top, bottom = (round(y * self.scale) for y in (tile.rows.first, tile.rows.last))
+        left, right = (round(x * self.scale) for x in (tile.columns.first, tile.columns.last))
+        area = self.canvas[..., top : max(bottom, top + 1), left : max(right, left + 1)]
+        area.copy_(_resize(estimate[tile.kept].clamp(0, 1), (area.shape[-2], area.shape[-1])))
+        self.callback(self.canvas.clone())
+
+
+def _cut_guidance(guidance: Sequence[Tensor], item: int, tile: Tile, last: Tile) -> tuple[Tensor, ...]:
+    """The tile of the whole picture's guidance; `last` is the last tile, whose end is the padded size."""
+    return tuple(cut_features(x[item : item + 1], tile, last.rows.stop, last.columns.stop) for x in guidance)
+
+
+def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
+    if not isinstance(seed, Sequence):
+        return [int(seed) + b for b in range(batch)]
+    if len(seed) != batch:
+        raise ValueError(
+            f"{len(seed)} seeds for a batch of {batch}: give one per picture, or a single number"
+        )
+    return [int(s) for s in seed]
+
+
+def _working_size(
+    choice: int | Literal["auto", "full"], model: RDDM, defocus_map: Tensor, height: int, width: int
+) -> tuple[int, int]:
+    size: int | None
+    if choice == "full":
+        size = None
+    elif choice == "auto":
+        size = choose_working_size(defocus_map, height, width, model.config.estimator.working_size)
+    else:
+        size = choice
+    return (height, width) if size is None else _scaled((height, width), min(1.0, size / max(height, width)))
+
+
+def _tile_size(choice: int | Literal["auto"] | None, height: int, width: int) -> int | None:
+    if choice == "auto":
+        return AUTO_TILE if height * width > WHOLE_IMAGE_PIXELS else None
+    return choice
+
+
+def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with antialiasing; clamped to 0..1, which rounding may leave."""
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def _enlarge(change: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(change, size=size, mode="bicubic", align_corners=False)
+
+
+def _device(model: RDDM) -> torch.device:
+    return next(model.denoiser.parameters()).device
+
+
+def _check_picture(image: Tensor, name: str, bounded: bool = True) -> None:
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
+        raise ValueError(
+            f"{name} must be a tensor [B, 3, H, W] of at least one pixel, not {_describe(image)}"
+        )
+    _check_values(image, name, bounded)
+
+
+def _fit_map(x: Tensor, image: Tensor, name: str) -> Tensor:
+    """A map or mask, checked and resized to the picture: [B, 1, H, W] float32 on the picture's device."""
+    batch = len(image)
+    if (
+        not isinstance(x, Tensor)
+        or x.ndim != 4
+        or x.shape[1] != 1
+        or len(x) not in (1, batch)
+        or x.numel() == 0
+    ):
+        raise ValueError(f"{name} must be a tensor [B, 1, h, w] with B = {batch} or 1, not {_describe(x)}")
+    _check_values(x, name)
+    fitted = _resize(x.to(image.device, torch.float32), (image.shape[-2], image.shape[-1]))
+    return fitted.expand(batch, -1, -1, -1)
+
+
+def _check_values(x: Tensor, name: str, bounded: bool = True) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"{name} must be floating point, not {x.dtype}: divide 8-bit values by 255.0")
+    low, high = (float(v) for v in x.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} holds NaN or infinite values: replace them, e.g. with torch.nan_to_num")
+    if bounded and not (low >= 0 and high <= 1):
+        raise ValueError(f"{name} must lie in 0..1, not {low:.4g}..{high:.4g}: scale it, then clamp(0, 1)")
+
+
+def _describe(x: object) -> str:
+    return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+
+
+def _check_sampling(steps: int, samples: int, eta: float) -> None:
+    if steps < 0:
+        raise ValueError(f"steps must be 0 (recommended) or more, not {steps}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, not {samples}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in 0..1, not {eta}")
+
+
+def _check_strength(strength: float) -> None:
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be a finite number >= 0, not {strength}")
+
+
+def _is_positive(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0

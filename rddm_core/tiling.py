@@ -1,0 +1,171 @@
+"""Overlapping, feathered tiles on a fixed grid: plan, cut and blend, and their noise, as pure functions.
+
+Tiles start at multiples of the networks' stride, so that a tile and the whole image share their pooling cells
+and strided convolutions. Between two neighbours only a narrow zone in the middle of the overlap is blended,
+by linear ramps that sum to exactly one; what lies behind the zone is context and is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+OVERLAP = 192
+"""Least overlap of neighbouring tiles in pixels (less where the tile is too small for it)."""
+FEATHER = 64
+"""Width of the blended zone in pixels. A power of two, so that neighbouring weights sum to exactly one."""
+
+Window = tuple[EllipsisType, slice, slice]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile along one axis, in pixels of the whole image.
+
+    `start:stop` is read by the networks and may reach beyond the image, where the border is replicated.
+    `first:last` is what counts of the result; `rise` and `fall` are the lengths of the ramps at its two ends.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    rise: int = 0
+    fall: int = 0
+
+    def weights(self) -> Tensor:
+        """Blending weights of `first:last`, float32."""
+        weights = torch.ones(self.last - self.first)
+        ramp = (torch.arange(FEATHER) + 0.5) / FEATHER
+        if self.rise:
+            weights[: self.rise] = ramp
+        if self.fall:
+            weights[-self.fall :] = 1 - ramp
+        return weights
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of the image: one span per axis. The windows index [..., H, W]."""
+
+    rows: Span
+    columns: Span
+
+    @property
+    def outer(self) -> Window:
+        """What the networks read, in the image."""
+        return ..., slice(self.rows.start, self.rows.stop), slice(self.columns.start, self.columns.stop)
+
+    @property
+    def inner(self) -> Window:
+        """What counts of the result, in the image."""
+        return ..., slice(self.rows.first, self.rows.last), slice(self.columns.first, self.columns.last)
+
+    @property
+    def kept(self) -> Window:
+        """What counts of the result, in the tile itself."""
+        rows, columns = self.rows, self.columns
+        return (
+            ...,
+            slice(rows.first - rows.start, rows.last - rows.start),
+            slice(columns.first - columns.start, columns.last - columns.start),
+        )
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
+def plan_axis(length: int, tile: int | None, stride: int, overlap: int = OVERLAP) -> list[Span]:
+    """Spans that cover `length` pixels, all of one size; the last may reach beyond the end.
+
+    The grid for starts and sizes is the least multiple of `stride` that holds a blended zone. `tile` is the
+    largest size, rounded up to the grid and to two of its cells at least; None makes one span. As few spans
+    as possible are used, and they are made as small as their number allows.
+    """
+    grid = round_up(FEATHER, stride)
+    padded = round_up(length, grid)
+    if tile is None or padded <= (tile := max(round_up(tile, grid), 2 * grid)):
+        return [Span(0, padded, 0, length)]
+    overlap = min(round_up(overlap, grid), tile - grid)
+    count = -(-(padded - overlap) // (tile - overlap))
+    size = round_up(-(-(padded + (count - 1) * overlap) // count), grid)
+    starts = [i * (padded - size) // grid // (count - 1) * grid for i in range(count)]
+    # The blended zone lies in the middle of the overlap, with as much context on one side as on the other.
+    zones = [(a + size + b - FEATHER) // 2 for a, b in pairwise(starts)]
+    return [
+        Span(
+            start,
+            start + size,
+            first=zones[i - 1] if i > 0 else 0,
+            last=zones[i] + FEATHER if i < count - 1 else length,
+            rise=FEATHER if i > 0 else 0,
+            fall=FEATHER if i < count - 1 else 0,
+        )
+        for i, start in enumerate(starts)
+    ]
+
+
+def plan_tiles(height: int, width: int, tile: int | None, stride: int, overlap: int = OVERLAP) -> list[Tile]:
+    """Tiles of at most `tile` x `tile` pixels over an image, row by row; one tile if `tile` is None.
+
+    Raises ValueError if `tile` is not positive.
+    """
+    if tile is not None and tile < 1:
+        raise ValueError(f"the tile size must be a positive number of pixels, not {tile}")
+    columns = plan_axis(width, tile, stride, overlap)
+    return [Tile(rows, c) for rows in plan_axis(height, tile, stride, overlap) for c in columns]
+
+
+def cut(image: Tensor, tile: Tile) -> Tensor:
+    """The tile of [B, C, H, W]; beyond the right and the bottom border, the border is replicated."""
+    part = image[tile.outer]
+    below = tile.rows.stop - tile.rows.start - part.shape[-2]
+    right = tile.columns.stop - tile.columns.start - part.shape[-1]
+    return F.pad(part, (0, right, 0, below), mode="replicate") if below or right else part
+
+
+def cut_features(features: Tensor, tile: Tile, height: int, width: int) -> Tensor:
+    """The tile of a feature map [B, C, h, w] that covers a padded image of `height` x `width` pixels.
+
+    Raises ValueError unless a feature covers a whole number of pixels and the tile of features.
+    """
+    h, w = features.shape[-2:]
+    y, x = height // h, width // w
+    if h * y != height or w * x != width or tile.rows.start % y or tile.columns.start % x:
+        raise ValueError(f"features of {h}x{w} do not belong to an image padded to {height}x{width}")
+    rows, columns = tile.rows, tile.columns
+    return features[..., rows.start // y : rows.stop // y, columns.start // x : columns.stop // x]
+
+
+def add_tile(canvas: Tensor, values: Tensor, tile: Tile) -> None:
+    """Blend a tile's result into `canvas` [..., H, W] in place; it starts at zero, every tile comes once."""
+    weights = tile.rows.weights()[:, None] * tile.columns.weights()[None, :]
+    canvas[tile.inner] += weights.to(canvas) * values[tile.kept].to(canvas)
+
+
+def noise_tile(tile: Tile, block: int, seed: int, sample: int, step: int) -> Tensor:
+    """The tile's part of the standard normal field of (seed, sample, step): [1, 3, h, w] float32 on the CPU.
+
+    The field covers the plane in squares of `block` pixels, each with a generator of its own; tiles start and
+    end at multiples of it. So overlapping tiles read the same noise, no field of the image's size is held,
+    and padding or enlarging the image changes none of it.
+    """
+    rows = range(tile.rows.start, tile.rows.stop, block)
+    columns = range(tile.columns.start, tile.columns.stop, block)
+    strips = [torch.cat([_noise_block((seed, sample, step, y, x), block) for x in columns], -1) for y in rows]
+    return torch.cat(strips, dim=-2)
+
+
+def _noise_block(key: tuple[int, ...], size: int) -> Tensor:
+    # Hashed, because torch's CPU generator reads only the lower 32 bits of a seed.
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.randn(1, 3, size, size, generator=generator)

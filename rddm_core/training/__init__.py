@@ -1,0 +1,1 @@
+"""Training of the estimator and of the joint pre-deblur and denoising networks."""

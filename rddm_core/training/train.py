@@ -1,0 +1,343 @@
+"""The training loop: one process, or many under `accelerate launch`, resumable after a kill."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..checkpoint import load_checkpoint, save_checkpoint
+from ..config import preset
+from ..data.sources import masked_photos, photo_pairs, sharp_photos
+from ..data.stream import Sample, Sources, TrainingStream
+from ..data.synthetic import RenderedPack
+from ..diffusion import make_alpha_bars
+from ..files import atomic_target, write_text
+from ..networks.guidance import load_backbone_weights
+from ..networks.model import RDDM
+from .losses import estimate_training_map, estimator_loss, joint_loss, sample_timesteps
+from .recipe import Recipe, load_recipe, runs_folder
+from .validate import validate_estimator, validate_joint
+
+WEIGHTS_LICENCE = (
+    "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): see the model card "
+    "before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
+)
+MAX_BAD_STEPS = 20
+MAP_SIZES = (128, 160, 192, 224, 256)
+
+
+class Objective(nn.Module):
+    """The loss of one batch as a module, so that a data-parallel wrapper sees a forward pass."""
+
+    def __init__(self, model: RDDM, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.alpha_bars = make_alpha_bars(model.config.diffusion)
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        blurred = batch["blurred"].contiguous(memory_format=torch.channels_last)
+        if self.recipe.stage == "estimator":
+            return {"loss": estimator_loss(self.model.estimator(blurred), batch["map"])}
+        t, noise = self._noise(batch)
+        estimate = estimate_training_map(self.model, blurred, MAP_SIZES[int(batch["index"][0]) % len(MAP_SIZES)])
+        known = batch["map_known"][:, :, None, None]
+        defocus_map = known * batch["map"] + (1 - known) * estimate
+        residual, anchor = joint_loss(
+            self.model, blurred, batch["sharp"], defocus_map, t, noise, self.alpha_bars.to(t.device)
+        )
+        return {"loss": residual + self.recipe.anchor * anchor, "residual": residual, "anchor": anchor}
+
+    def _noise(self, batch: Sample) -> tuple[Tensor, Tensor]:
+        """t and noise per sample index, drawn on the CPU: independent of batching and of the number of processes."""
+        steps, noises = [], []
+        for index in batch["index"].tolist():
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + index)
+            steps.append(sample_timesteps(1, self.model.config.diffusion.timesteps, self.recipe.noise_share, generator))
+            noises.append(torch.randn(batch["sharp"].shape[1:], generator=generator))
+        device = batch["sharp"].device
+        return torch.cat(steps).to(device), torch.stack(noises).to(device)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, a plateau, then a cosine over the last `decay_share` of the run."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+    decay_steps = max(1, round(recipe.steps * recipe.decay_share))
+    progress = min(1.0, max(0.0, (step - (recipe.steps - decay_steps)) / decay_steps))
+    low = recipe.final_learning_rate
+    return warm * (low + (recipe.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class MovingAverage:
+    """Exponential moving average of the trainable parameters, with a shorter memory during the first steps."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters: list[Tensor] = list(parameters)
+        self.decay = decay
+        self.values = [p.detach().clone() for p in parameters]
+
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the parameters hold the averages."""
+        kept = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.values)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, kept)
+
+
+def run(config_path: Path, minutes: float | None = None, resume: bool = False) -> Path:
+    """Train the recipe at `config_path`; returns the exported checkpoint.
+
+    Everything lands in runs_folder() / recipe.name: state.pt (to resume), model.safetensors (averaged weights of the
+    last validation) and best.safetensors (of the best one on real dev pairs), train.csv, validation.csv, sheets/.
+    Raises FileExistsError where a run of that name exists and `resume` is not asked for.
+    """
+    from accelerate import Accelerator
+
+    recipe = load_recipe(Path(config_path))
+    accelerator = Accelerator(mixed_precision=recipe.precision)
+    folder = runs_folder() / recipe.name
+    state_path = folder / "state.pt"
+    if state_path.exists() and not resume:
+        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on with it, or rename the recipe")
+    model = build_model(recipe)
+    parameters = select_trainable(model, recipe)
+    objective = Objective(model, recipe).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.999),
+    )
+    average = MovingAverage(parameters, recipe.ema)
+    step, seconds, best = 0, 0.0, -math.inf
+    if resume and state_path.exists():
+        # Our own file, but still read without executing anything from it.
+        state = torch.load(state_path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        model.residual_scale = state["residual_scale"]
+        optimizer.load_state_dict(state["optimizer"])
+        average.values = state["average"]
+        step, seconds, best = state["step"], state["seconds"], state["best"]
+    sources = open_sources(recipe)
+    stream = TrainingStream(
+        sources, recipe.mixture, recipe.batch, step, accelerator.process_index, accelerator.num_processes
+    )
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=recipe.workers, prefetch_factor=6 if recipe.workers else None
+    )
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = RunLog(folder, accelerator.is_main_process)
+    if step == 0:
+        write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1))
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            save_state(state_path, model, optimizer, average, step, seconds, best)
+
+    def validate() -> float:
+        with average.applied(), accelerator.autocast():
+            model.eval()
+            score, figures = (
+                validate_estimator(model, recipe, sources)
+                if recipe.stage == "estimator"
+                else validate_joint(model, recipe, folder / "sheets" / f"{step:07d}.jpg")
+            )
+            provenance = describe(recipe, step, seconds, figures)
+            if accelerator.is_main_process:
+                save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
+                if score > best:
+                    save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
+            model.train()
+        log.validation({"step": step, "hours": round(seconds / 3600, 3), "score": score, **figures})
+        return max(best, score)
+
+    model.train()
+    started = last_save = last_validation = time.monotonic()
+    bad = 0
+    for batch in loader:
+        if step >= recipe.steps or (minutes is not None and time.monotonic() - started > minutes * 60):
+            break
+        tick = time.monotonic()
+        batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+        if recipe.stage == "joint" and step in recipe.residual_scale_steps:
+            model.residual_scale = measure_residual_scale(model, sources, recipe)
+            log.line(f"step {step}: residual_scale {model.residual_scale:.3f}")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        with accelerator.autocast():
+            losses = wrapped(batch)
+        if torch.isfinite(losses["loss"]):
+            accelerator.backward(losses["loss"])
+            norm = float(accelerator.clip_grad_norm_(parameters, recipe.clip_norm))
+        else:
+            norm = math.nan
+        if math.isfinite(norm):
+            optimizer.step()
+            average.update(step)
+            bad = 0
+        else:
+            bad += 1
+            log.line(f"step {step}: loss or gradient is not finite, step skipped")
+            if bad > MAX_BAD_STEPS:
+                raise FloatingPointError(f"{bad} steps in a row without a finite loss: lower the learning rate")
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        seconds += time.monotonic() - tick
+        log.step(step, {key: float(value.detach()) for key, value in losses.items()}, norm, learning_rate(recipe, step))
+        if time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
+            save()
+            last_save = time.monotonic()
+        if time.monotonic() - last_validation > recipe.validate_minutes * 60:
+            best = validate()
+            last_validation = time.monotonic()
+    best = validate()
+    save()
+    return folder / "best.safetensors"
+
+
+def build_model(recipe: Recipe) -> RDDM:
+    """The recipe's networks: from `start_from`, or fresh with the backbone's own weights."""
+    if recipe.start_from:
+        path = Path(recipe.start_from)
+        if not path.is_file():
+            path = runs_folder() / recipe.start_from / "best.safetensors"
+        return load_checkpoint(path)
+    torch.manual_seed(recipe.seed)
+    model = RDDM(preset(recipe.preset))
+    if recipe.backbone_weights:
+        load_backbone_weights(model.guidance, recipe.backbone_weights)
+    return model
+
+
+def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
+    """Freeze what the stage does not train; returns the trainable parameters."""
+    model.requires_grad_(False)
+    parts = (
+        [model.estimator]
+        if recipe.stage == "estimator"
+        else [model.pre_deblur, model.denoiser, model.guidance.projections]
+    )
+    for part in parts:
+        part.requires_grad_(True)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def open_sources(recipe: Recipe) -> Sources:
+    """The material of the mixture, from the recipe's data folders; `split=train` alone."""
+    data, root = recipe.data, recipe.data.resolved_root()
+    segments = root / data.segments if data.segments else None
+    sharp = sharp_photos(root / data.sharp, "train", segments) if data.sharp else []
+    pack = RenderedPack(runs_folder() / data.pack, sharp, data.render, data.pack_count) if sharp else None
+    return Sources(
+        pack=pack,
+        pairs=photo_pairs(root / data.pairs, "train") if data.pairs else [],
+        sharp=[p for p in sharp if p.texture > 0.5],
+        masked=masked_photos(root / data.masks, "train") if data.masks else [],
+    )
+
+
+def measure_residual_scale(model: RDDM, sources: Sources, recipe: Recipe, samples: int = 96) -> float:
+    """1 / standard deviation of I - I_p over samples of the mixture, with the true map where there is one."""
+    stream = iter(TrainingStream(sources, replace(recipe.mixture, known_map=1.0), 8, start_step=10**6))
+    squares = []
+    with torch.no_grad():
+        for _ in range(samples // 8):
+            batch = next(stream)
+            pre_deblurred = model.pre_deblur(batch["blurred"], batch["map"])
+            squares.append((batch["sharp"] - pre_deblurred).square().mean())
+    return float(1 / torch.stack(squares).mean().sqrt())
+
+
+def describe(recipe: Recipe, step: int, seconds: float, figures: dict[str, float]) -> dict[str, Any]:
+    """Provenance stored in a checkpoint."""
+    return {
+        "recipe": asdict(recipe),
+        "step": step,
+        "hours": round(seconds / 3600, 3),
+        "dev": figures,
+        "torch": torch.__version__,
+    }
+
+
+def save_state(
+    path: Path, model: RDDM, optimizer: Any, average: MovingAverage, step: int, seconds: float, best: float
+) -> None:
+    """Write what resuming needs."""
+    state = {
+        "model": model.state_dict(),
+        "residual_scale": model.residual_scale,
+        "optimizer": optimizer.state_dict(),
+        "average": average.values,
+        "step": step,
+        "seconds": seconds,
+        "best": best,
+    }
+    with atomic_target(path) as partial:
+        torch.save(state, partial)
+
+
+class RunLog:
+    """train.csv (means over 50 steps), validation.csv and lines on the console; silent but on the main process."""
+
+    EVERY = 50
+
+    def __init__(self, folder: Path, active: bool) -> None:
+        self.folder, self.active = folder, active
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.started = time.monotonic()
+
+    def step(self, step: int, losses: dict[str, float], norm: float, rate: float) -> None:
+        self.count += 1
+        for key, value in (losses | {"gradient_norm": norm}).items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        if step % self.EVERY == 0:
+            now = time.monotonic()
+            row = {"step": step, "learning_rate": rate, "steps_per_second": self.count / (now - self.started)}
+            row |= {key: value / self.count for key, value in self.sums.items()}
+            self._append("train.csv", row)
+            if step % (10 * self.EVERY) == 0:
+                self.line(" ".join(f"{key} {value:.5g}" for key, value in row.items()))
+            self.sums, self.count, self.started = {}, 0, now
+
+    def validation(self, row: dict[str, float]) -> None:
+        self._append("validation.csv", row)
+        self.line("validation " + " ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        self.started = time.monotonic()
+
+    def line(self, text: str) -> None:
+        if self.active:
+            print(text, flush=True)
+
+    def _append(self, name: str, row: dict[str, float]) -> None:
+        if not self.active:
+            return
+        path = self.folder / name
+        fresh = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(row))
+            if fresh:
+                writer.writeheader()
+            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})

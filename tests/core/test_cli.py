@@ -1,0 +1,358 @@
+"""The command line, run on real (tiny, random) weights."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rddm_core
+from rddm_core import cli
+from rddm_core.checkpoint import load_checkpoint
+from rddm_core.images import load_image
+from rddm_core.pipeline import DeblurSettings, deblur
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run `deblur` with the tiny weights; returns exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main(["deblur", *map(str, arguments), "--model", str(tiny_checkpoint)])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call
+
+
+def photo(path: Path, seed: int = 0, mode: str = "RGB", **options: object) -> Path:
+    """A small smooth picture."""
+    channels = len(mode)
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, channels), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small.squeeze()).resize((40, 30)).save(path, **options)
+    return path
+
+
+def values(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = (
+        "import sys; from rddm_core.cli import build_parser; build_parser().format_help(); "
+        "print([m for m in ('torch', 'numpy', 'PIL', 'transformers', 'timm', 'tqdm') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_module_runs_and_versions_agree() -> None:
+    command = [sys.executable, "-m", "rddm_core", "--version"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    project = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert shown.stdout.strip() == f"python -m rddm_core {rddm_core.__version__}"
+    assert project == [rddm_core.__version__]
+
+
+@pytest.mark.parametrize("command", [[], ["deblur"], ["deblur", "a.jpg"], ["sharpen"]])
+def test_incomplete_commands_exit_with_2(command: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == 2
+
+
+def test_one_file_into_a_file(run, tmp_path: Path, tiny_checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    code, out, err = run(source, "-o", tmp_path / "new" / "b.png", "--seed", 3, "--steps", 1)
+    assert (code, err) == (0, "") and f"{tmp_path}/new/b.png (40x30" in out
+    assert files(tmp_path) == ["a.png", "new/b.png"]
+
+    model, picture = load_checkpoint(tiny_checkpoint), load_image(source).pixels[None]
+    expected = deblur(model, picture, settings=DeblurSettings(seed=3, steps=1)).image[0]
+    assert np.array_equal(
+        values(tmp_path / "new/b.png"), (expected * 255).round().byte().permute(1, 2, 0).numpy()
+    )
+    assert not np.array_equal(values(tmp_path / "new/b.png"), values(source))
+
+
+def test_seed_decides_the_result(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        assert run(source, "-o", tmp_path / f"{name}.png", "--seed", seed)[0] == 0
+    one, again, two = ((tmp_path / f"{n}.png").read_bytes() for n in ("one", "again", "two"))
+    assert one == again and one != two
+
+
+def test_several_samples_give_their_mean(run, tmp_path: Path, tiny_checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    assert run(source, "-o", tmp_path / "b.png", "--samples", 3)[0] == 0
+    drawn = deblur(
+        load_checkpoint(tiny_checkpoint), load_image(source).pixels[None], settings=DeblurSettings(samples=3)
+    )
+    assert len(drawn.image) == 3 and not torch.equal(drawn.image[0], drawn.image[1])
+    assert (load_image(tmp_path / "b.png").pixels - drawn.image.mean(dim=0)).abs().max() <= 0.5001 / 255
+
+
+def test_strength_0_returns_the_input(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png", mode="RGBA")
+    assert run(source, "-o", tmp_path / "b.png", "--strength", 0)[0] == 0
+    assert np.array_equal(values(tmp_path / "b.png"), values(source))
+
+
+def test_alpha_exif_profile_and_orientation(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"
+    source = photo(tmp_path / "a.webp", mode="RGBA", exif=exif.tobytes(), lossless=True)
+    assert run(source, "-o", tmp_path / "b.png")[0] == 0
+    with Image.open(tmp_path / "b.png") as written:
+        assert written.size == (30, 40) and written.mode == "RGBA"
+        assert written.getexif()[0x010F] == "Camera" and written.getexif()[0x0112] == 1
+
+
+def test_folder_into_folder_goes_on_past_bad_files(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source, out = tmp_path / "in", tmp_path / "out"
+    photo(source / "a.jpg", 1)
+    (source / "b.jpg").write_bytes(photo(source / "b.jpg", 2).read_bytes()[:300])
+    photo(source / "c.PNG", 3)
+    photo(source / "sub" / "d.png", 4)
+    (source / "notes.txt").write_text("none")
+    (source / ".hidden.png").write_text("none")
+    code, shown, error = run(source, tmp_path / "missing.jpg", "-o", out)
+    assert code == 1
+    assert files(out) == ["a.jpg", "c.PNG"]
+    assert "b.jpg is damaged" in error and "missing.jpg: does not exist" in error and "2 of 4 failed" in error
+    assert "1 files that are no pictures are left out" in shown
+
+
+def test_extras_lie_beside_the_result(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.jpg")
+    code, shown, _ = run(source, "-o", tmp_path / "out", "--save-map", "--save-pre-deblur", "--compare")
+    assert code == 0
+    names = ["a.compare.jpg", "a.jpg", "a.map.png", "a.pre-deblur.png"]
+    assert files(tmp_path / "out") == names
+    assert all(f"out/{name}" in shown for name in names)
+    assert load_image(tmp_path / "out/a.map.png").pixels.shape == (3, 30, 40)
+    assert load_image(tmp_path / "out/a.pre-deblur.png").pixels.shape == (3, 30, 40)
+    assert load_image(tmp_path / "out/a.compare.jpg").pixels.shape == (3, 60, 80)
+
+
+@pytest.mark.parametrize("link", ["same", "symbolic", "hard", "folder"])
+def test_inputs_are_never_overwritten(run, tmp_path: Path, link: str) -> None:  # type: ignore[no-untyped-def]
+    source, out = photo(tmp_path / "in" / "a.png"), tmp_path / "out"
+    before = source.read_bytes()
+    target: Path = out / "a.png"
+    if link == "same":
+        target = tmp_path / "in" / "." / "a.png"
+    elif link == "folder":
+        target = source.parent
+    else:
+        out.mkdir()
+        target.symlink_to(source) if link == "symbolic" else target.hardlink_to(source)
+    code, _, error = run(source.parent if link == "folder" else source, "-o", target)
+    assert code == 1 and "would overwrite the input" in error
+    assert source.read_bytes() == before
+
+
+def test_extras_do_not_overwrite_inputs_either(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    photo(tmp_path / "a.jpg"), photo(tmp_path / "b.map.png")
+    code, _, error = run(tmp_path / "a.jpg", tmp_path / "b.map.png", "-o", tmp_path / "out", "--save-map")
+    assert code == 0, error
+    code, _, error = run(tmp_path / "b.map.png", "-o", tmp_path / "b.jpg", "--save-map")
+    assert code == 1 and "b.map.png would overwrite the input" in error
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "extra"),
+    [
+        ("x/a.png", "y/a.png", []),
+        ("x/a.png", "y/A.PNG", []),
+        ("x/a.png", "y/a.jpg", ["--save-map"]),
+    ],
+)
+def test_two_inputs_with_one_output(run, tmp_path: Path, first: str, second: str, extra: list[str]) -> None:  # type: ignore[no-untyped-def]
+    photo(tmp_path / first), photo(tmp_path / second)
+    code, _, error = run(tmp_path / first, tmp_path / second, "-o", tmp_path / "out", *extra)
+    assert code == 1 and first in error and second in error and "would both be written to" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_named_twice_is_deblurred_once(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "in" / "a.png")
+    code, shown, _ = run(source, source.parent, "-o", tmp_path / "out")
+    assert code == 0 and shown.count("->") == 1
+
+
+def test_outputs_that_fit_no_picture(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    one, two = photo(tmp_path / "a.png"), photo(tmp_path / "b.png", 1)
+    (tmp_path / "file").touch()
+    for inputs, output, message in (
+        ([one], "out.gif", ".gif cannot be written"),
+        ([one, two], "out.png", "give a folder"),
+        ([one], "file", "is a file, not a folder"),
+    ):
+        code, _, error = run(*inputs, "-o", tmp_path / output)
+        assert code == 1 and message in error
+    code, _, error = run(tmp_path / "none", "-o", tmp_path / "out")
+    assert code == 1 and "does not exist" in error
+    (tmp_path / "empty").mkdir()
+    code, _, error = run(tmp_path / "empty", "-o", tmp_path / "out")
+    assert code == 1 and "no pictures" in error
+    assert run(one, "-o", f"{tmp_path}/out.v2/")[0] == 0
+    assert files(tmp_path / "out.v2") == ["a.png"]
+
+
+def test_ctrl_c_leaves_no_partial_file(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tmp_path / "in"
+    photo(source / "a.png", 1), photo(source / "b.png", 2)
+    save, calls = Image.Image.save, []
+
+    def interrupted(self: Image.Image, handle, **options: object) -> None:  # type: ignore[no-untyped-def]
+        calls.append(handle)
+        save(self, handle, **options)
+        if len(calls) == 2:  # while the second picture is written
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    code, _, error = run(source, "-o", tmp_path / "out")
+    assert code == 130 and "interrupted" in error
+    assert os.listdir(tmp_path / "out") == ["a.png"]
+
+
+def test_running_out_of_memory_names_the_cure(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore")
+
+    monkeypatch.setattr("rddm_core.pipeline.deblur", fail)
+    code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out")
+    assert code == 1 and "a.png: out of memory, try --tile 512" in error
+
+
+def test_tiles_and_working_size_reach_the_pipeline(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)).save(source)
+    results = {}
+    for name, options in {
+        "auto": [],
+        "off": ["--tile", "off"],
+        "64": ["--tile", "64"],
+        "small": ["--working-size", "80"],
+        "full": ["--working-size", "full"],
+    }.items():
+        assert run(source, "-o", tmp_path / f"{name}.png", *options)[0] == 0
+        results[name] = values(tmp_path / f"{name}.png").astype(int)
+    assert np.array_equal(results["auto"], results["off"]) and np.array_equal(
+        results["auto"], results["full"]
+    )
+    assert not np.array_equal(results["auto"], results["64"])
+    assert not np.array_equal(results["auto"], results["small"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--tile", "0"],
+        ["--tile", "none"],
+        ["--working-size", "-3"],
+        ["--steps", "x"],
+        ["--samples", "0"],
+        ["--dtype", "int8"],
+    ],
+)
+def test_senseless_options_exit_with_2(run, tmp_path: Path, options: list[str]) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SystemExit) as stop:
+        run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", *options)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strength", "-1"], "strength must be"),
+        (["--device", "quantum"], "try --device cpu"),
+        (["--steps", "1301"], "a.png: "),
+    ],
+)
+def test_settings_out_of_range(run, tmp_path: Path, options: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", *options)
+    assert code == 1 and message in error
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_precisions_agree_roughly(run, tmp_path: Path, dtype: str) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    assert run(source, "-o", tmp_path / "auto.png")[0] == 0
+    assert run(source, "-o", tmp_path / "b.png", "--dtype", dtype, "--device", "cpu")[0] == 0
+    difference = np.abs(values(tmp_path / "auto.png").astype(int) - values(tmp_path / "b.png"))
+    assert difference.max() == 0 if dtype == "fp32" else 0 < difference.mean() < 10
+
+
+def test_wrong_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = photo(tmp_path / "a.png")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "model.pth")
+    for model in ("none.safetensors", "model.pth"):
+        command = ["deblur", str(source), "-o", str(tmp_path / "out"), "--model", str(tmp_path / model)]
+        assert cli.main(command) == 1
+        assert model in capsys.readouterr().err
+        assert cli.main(["info", str(tmp_path / model)]) == 1
+        assert model in capsys.readouterr().err
+
+
+def test_info_shows_what_the_checkpoint_holds(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["info", str(tiny_checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    model = load_checkpoint(tiny_checkpoint)
+    for text in (
+        "residual scale     10",
+        "recommended steps  2",
+        "none: random weights",
+        "data: none",
+        "name: tiny",
+    ):
+        assert text in shown
+    assert f"{sum(p.numel() for p in model.denoiser.parameters()):,}" in shown
+
+
+def test_train_hands_over_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[object] = []
+
+    def run(config_path: Path, minutes: float | None, resume: bool) -> Path:
+        seen.extend((config_path, minutes, resume))
+        return Path("best.safetensors")
+
+    monkeypatch.setattr("rddm_core.training.train.run", run)
+    assert cli.main(["train", "recipe.json", "--minutes", "1.5", "--resume"]) == 0
+    assert seen == [Path("recipe.json"), 1.5, True] and "best.safetensors" in capsys.readouterr().out
+
+
+def test_train_names_a_bad_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.json").write_text('{"name": "x", "stage": "joint", "epochs": 3}')
+    assert cli.main(["train", str(tmp_path / "recipe.json")]) == 1
+    assert "recipe.json" in (error := capsys.readouterr().err) and "epochs" in error
+    assert cli.main(["train", str(tmp_path / "none.json")]) == 1
+    assert "none.json" in capsys.readouterr().err

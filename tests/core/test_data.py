@@ -1,0 +1,197 @@
+"""Rendered samples, the pack on disk and the indexed training stream."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rddm_core.data.scenes import sample_aperture, sample_radius_field
+from rddm_core.data.sources import masked_photos, photo_pairs, sharp_photos
+from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
+from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
+
+
+def write_manifest(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """A miniature of the image collection, with random but structured pictures."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for folder in ("sharp", "segments", "pairs", "masks"):
+        (root / folder).mkdir()
+
+    def picture(path: Path, size: tuple[int, int]) -> None:
+        coarse = rng.integers(0, 256, (size[1] // 6, size[0] // 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST).save(path)
+
+    names = [f"set_{i}.png" for i in range(4)]
+    for name in names:
+        picture(root / "sharp" / name, (120, 96))
+    labels = np.zeros((96, 120), np.uint8)
+    labels[:, 50:] = 1
+    Image.fromarray(labels).save(root / "segments" / "0_seg.png")
+    row = {"textured_tile_frac": 0.9, "sharp_tile_frac": 1.0}
+    write_manifest(
+        root / "sharp" / "manifest.csv",
+        [{"file": n, **row, "split": "train" if i < 3 else "val"} for i, n in enumerate(names)],
+    )
+    for split in ("train", "dev"):
+        for kind in ("blur", "sharp"):
+            picture(root / "pairs" / f"{split}_{kind}.png", (90, 70))
+    write_manifest(
+        root / "pairs" / "manifest.csv",
+        [{"blur": f"{s}_blur.png", "sharp": f"{s}_sharp.png", "split": s, "scene": s} for s in ("train", "dev")],
+    )
+    picture(root / "masks" / "a.png", (90, 80))
+    Image.fromarray((rng.random((80, 90)) > 0.5).astype(np.uint8) * 255).save(root / "masks" / "m.png")
+    write_manifest(root / "masks" / "manifest.csv", [{"image": "masks/a.png", "mask": "masks/m.png", "split": "train"}])
+    return root
+
+
+RENDER = RenderConfig(size=64, max_radius=6.0)
+
+
+@pytest.fixture(scope="module")
+def sources(collection, tmp_path_factory) -> Sources:
+    photos = sharp_photos(collection / "sharp", "train", collection / "segments")
+    return Sources(
+        pack=RenderedPack(tmp_path_factory.mktemp("pack"), photos, RENDER, 6),
+        pairs=photo_pairs(collection / "pairs", "train"),
+        sharp=photos,
+        masked=masked_photos(collection / "masks", "train"),
+    )
+
+
+class TestSources:
+    def test_splits_are_kept_apart(self, collection):
+        assert {p.path.name for p in sharp_photos(collection / "sharp", "train")} == {
+            "set_0.png",
+            "set_1.png",
+            "set_2.png",
+        }
+        assert [p.scene for p in photo_pairs(collection / "pairs", "dev")] == ["dev"]
+        assert masked_photos(collection / "masks", "val") == []
+
+    def test_segments_are_found_by_name(self, collection):
+        photos = sharp_photos(collection / "sharp", "train", collection / "segments")
+        assert [p.segments is not None for p in photos] == [True, False, False]
+
+    def test_a_missing_manifest_names_itself(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="manifest.csv does not exist"):
+            photo_pairs(tmp_path, "train")
+
+    def test_missing_columns_are_named(self, tmp_path):
+        (tmp_path / "manifest.csv").write_text("blur\nx\n")
+        with pytest.raises(ValueError, match="lacks the columns sharp, split"):
+            photo_pairs(tmp_path, "train")
+
+
+class TestScenes:
+    @pytest.mark.parametrize("seed", range(30))
+    def test_fields_stay_within_the_radius(self, seed):
+        rng = np.random.default_rng(seed)
+        labels = (np.arange(48)[None] // 16 + np.zeros((48, 1))).astype(np.uint8) if seed % 2 else None
+        field = sample_radius_field(rng, 48, 5.0, labels)
+        assert field.shape == (48, 48) and bool(torch.isfinite(field).all())
+        assert float(field.abs().max()) <= 5.0
+
+    def test_scenes_and_lenses_vary(self):
+        rng = np.random.default_rng(0)
+        lenses = [sample_aperture(rng) for _ in range(60)]
+        assert {a.blades >= 5 for a in lenses} == {True, False}
+        assert any(a.vignette for a in lenses) and any(a.softness for a in lenses) and any(a.rim for a in lenses)
+        strongest = [float(sample_radius_field(rng, 32, 12.0).abs().max()) for _ in range(80)]
+        assert min(strongest) < 2 and max(strongest) > 7
+
+
+class TestRendering:
+    def test_a_sample_is_determined_by_seed_and_index(self, sources):
+        photos = sources.sharp
+        assert np.array_equal(render_sample(photos, RENDER, 3), render_sample(photos, RENDER, 3))
+        assert not np.array_equal(render_sample(photos, RENDER, 3), render_sample(photos, RENDER, 4))
+        assert not np.array_equal(render_sample(photos, RENDER, 3), render_sample(photos, replace(RENDER, seed=1), 3))
+
+    def test_without_blur_both_pictures_agree_and_the_map_is_zero(self, sources):
+        planes = render_sample(sources.sharp, replace(RENDER, sharp_share=1.0), 0)
+        assert np.array_equal(planes[:3], planes[3:6]) and not planes[6].any()
+
+    def test_blur_grows_with_the_stored_radius(self, sources):
+        errors, radii = [], []
+        for i in range(12):
+            planes = render_sample(sources.sharp, replace(RENDER, sharp_share=0.0), i).astype(float)
+            errors.append(np.abs(planes[:3] - planes[3:6]).mean())
+            radii.append(planes[6].mean() * RADIUS_STEP)
+        assert np.corrcoef(errors, radii)[0, 1] > 0.5
+
+
+class TestPack:
+    def test_samples_are_rendered_once_and_read_back(self, sources, tmp_path, monkeypatch):
+        pack = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        first = pack.sample(1).copy()
+        monkeypatch.setattr("rddm_core.data.synthetic.render_sample", lambda *_: pytest.fail("rendered again"))
+        assert np.array_equal(RenderedPack(tmp_path, sources.sharp, RENDER, 3).sample(4), first)
+
+    def test_another_configuration_is_refused(self, sources, tmp_path):
+        RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        with pytest.raises(ValueError, match="another configuration"):
+            RenderedPack(tmp_path, sources.sharp, replace(RENDER, seed=5), 3)
+
+
+class TestStream:
+    config = MixtureConfig(crop=48, synthetic=1, real=1, identity=1, masks=1)
+
+    def take(self, sources, batches: int, **options) -> list[dict[str, torch.Tensor]]:
+        stream = iter(TrainingStream(sources, self.config, **options))
+        return [next(stream) for _ in range(batches)]
+
+    def test_shapes_and_ranges(self, sources):
+        for batch in self.take(sources, 6, batch=4):
+            assert batch["blurred"].shape == batch["sharp"].shape == (4, 3, 48, 48)
+            assert batch["map"].shape == (4, 1, 48, 48) and batch["map_known"].shape == (4, 1)
+            for key in ("blurred", "sharp", "map"):
+                assert batch[key].dtype == torch.float32
+                assert 0 <= float(batch[key].min()) and float(batch[key].max()) <= 1
+
+    def test_a_resumed_stream_goes_on_where_it_stopped(self, sources):
+        whole = self.take(sources, 4, batch=3)
+        resumed = self.take(sources, 2, batch=3, start_step=2)
+        for a, b in zip(whole[2:], resumed, strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in a)
+
+    def test_two_processes_share_the_samples_of_one(self, sources):
+        single = self.take(sources, 2, batch=4)
+        halves = [self.take(sources, 2, batch=2, process=r, processes=2) for r in range(2)]
+        for step, batch in enumerate(single):
+            for key in batch:
+                assert torch.equal(batch[key], torch.cat([half[step][key] for half in halves]))
+
+    def test_loader_workers_do_not_change_the_order(self, sources):
+        loader = torch.utils.data.DataLoader(TrainingStream(sources, self.config, 2), batch_size=None, num_workers=2)
+        indices = [batch["index"].tolist() for batch, _ in zip(loader, range(4), strict=False)]
+        assert indices == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+    def test_identity_samples_differ_by_the_sensor_alone(self, sources):
+        config = replace(self.config, synthetic=0, real=0, masks=0, identity=1, noise=0, jpeg=0)
+        sample = draw_sample(sources, config, 5)
+        assert torch.equal(sample["blurred"], sample["sharp"]) and not sample["map"].any()
+
+    def test_masks_are_binary_and_always_known_when_asked(self, sources):
+        config = replace(self.config, synthetic=0, real=0, identity=0, masks=1, known_map=1.0)
+        sample = draw_sample(sources, config, 2)
+        assert set(sample["map"].unique().tolist()) <= {0.0, 1.0} and float(sample["map_known"]) == 1
+
+    def test_real_pairs_never_claim_a_true_map(self, sources):
+        config = replace(self.config, synthetic=0, masks=0, identity=0, real=1, known_map=1.0)
+        assert float(draw_sample(sources, config, 2)["map_known"]) == 0

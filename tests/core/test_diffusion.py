@@ -1,0 +1,143 @@
+"""Schedule, forward process and reverse steps; the last tests document the paper's misprints."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rddm_core.config import DiffusionConfig
+from rddm_core.diffusion import (
+    ddim_coefficients,
+    ddim_step,
+    ddpm_posterior,
+    make_alpha_bars,
+    q_sample,
+    sampling_timesteps,
+)
+
+SCHEDULES = [DiffusionConfig(schedule="cosine"), DiffusionConfig(schedule="linear")]
+COUNT = 400_000
+
+
+@pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)
+def test_schedule_falls_from_one_to_almost_zero(config):
+    bars = make_alpha_bars(config)
+    assert bars.shape == (1301,) and bars.dtype == torch.float64
+    assert bars[0] == 1
+    assert bool((bars.diff() < 0).all())
+    assert 0 < bars[-1] < 1e-4
+
+
+def test_linear_schedule_multiplies_its_alphas():
+    bars = make_alpha_bars(DiffusionConfig(timesteps=3, schedule="linear", beta_start=0.1, beta_end=0.3))
+    assert bars.tolist() == pytest.approx([1, 0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7])
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "steps", "expected"),
+    [
+        (1300, 1, [(1300, 0)]),
+        (1300, 2, [(1300, 650), (650, 0)]),
+        (1300, 3, [(1300, 867), (867, 433), (433, 0)]),
+        (4, 4, [(4, 3), (3, 2), (2, 1), (1, 0)]),
+    ],
+)
+def test_trailing_subsequences(timesteps, steps, expected):
+    assert sampling_timesteps(timesteps, steps) == expected
+
+
+@pytest.mark.parametrize("steps", range(1, 60))
+def test_every_subsequence_starts_at_T_ends_at_zero_and_descends(steps):
+    pairs = sampling_timesteps(59, steps)
+    assert len(pairs) == steps and pairs[0][0] == 59 and pairs[-1][1] == 0
+    assert all(t > s for t, s in pairs)
+    assert all(a[1] == b[0] for a, b in zip(pairs, pairs[1:], strict=False))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1301])
+def test_steps_outside_the_schedule_are_refused(steps):
+    with pytest.raises(ValueError, match="between 1 and 1300"):
+        sampling_timesteps(1300, steps)
+
+
+def test_forward_process_has_the_stated_mean_and_deviation():
+    noise = torch.randn(COUNT, generator=torch.Generator().manual_seed(0))
+    x_t = q_sample(torch.full((COUNT,), 2.0), noise, 0.3)
+    assert float(x_t.mean()) == pytest.approx(2 * math.sqrt(0.3), abs=0.01)
+    assert float(x_t.std()) == pytest.approx(math.sqrt(0.7), abs=0.01)
+
+
+@pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)
+@pytest.mark.parametrize("steps", [2, 3, 4, 10])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_with_an_oracle_the_noise_after_each_step_is_that_of_the_forward_process(config, steps, eta):
+    bars = make_alpha_bars(config).tolist()
+    generator = torch.Generator().manual_seed(1)
+    x_0 = torch.full((COUNT,), 0.7)
+    first = sampling_timesteps(config.timesteps, steps)[0][0]
+    x = q_sample(x_0, torch.randn(COUNT, generator=generator), bars[first])
+    for t, s in sampling_timesteps(config.timesteps, steps):
+        x = ddim_step(x, x_0, bars[t], bars[s], eta, torch.randn(COUNT, generator=generator))
+        assert float((x - math.sqrt(bars[s]) * x_0).std()) == pytest.approx(math.sqrt(1 - bars[s]), abs=4e-3)
+    assert torch.allclose(x, x_0)
+
+
+def test_eta_one_over_all_steps_is_the_ddpm_posterior():
+    bars = make_alpha_bars(DiffusionConfig(timesteps=50)).tolist()
+    for t in range(1, 51):
+        assert ddim_coefficients(bars[t], bars[t - 1], eta=1.0) == pytest.approx(
+            ddpm_posterior(bars[t], bars[t - 1]), abs=1e-9
+        )
+
+
+def test_posterior_agrees_with_bayes_rule():
+    bar_t, bar_s = 0.4, 0.55
+    alpha = bar_t / bar_s
+    precision = 1 / (1 - bar_s) + alpha / (1 - alpha)
+    m, k, sigma = ddpm_posterior(bar_t, bar_s)
+    assert sigma**2 == pytest.approx(1 / precision)
+    assert m == pytest.approx(math.sqrt(alpha) / (1 - alpha) / precision)
+    assert k == pytest.approx(math.sqrt(bar_s) / (1 - bar_s) / precision)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_last_step_returns_the_prediction(eta):
+    x_0 = torch.randn(10)
+    assert torch.equal(ddim_step(torch.randn(10), x_0, 0.25, 1.0, eta), x_0)
+
+
+def test_a_stochastic_step_without_noise_is_an_error():
+    with pytest.raises(ValueError, match="needs noise"):
+        ddim_step(torch.zeros(1), torch.zeros(1), 0.25, 0.5, eta=1.0)
+
+
+class TestPrintedFormulas:
+    """What the paper prints does not satisfy its own conditions; the forms above do."""
+
+    bar_t, bar_s = 0.1, 0.6
+
+    def test_equation_8_lacks_a_root(self):
+        m, k, _ = ddim_coefficients(self.bar_t, self.bar_s)
+        assert m * math.sqrt(self.bar_t) + k == pytest.approx(math.sqrt(self.bar_s))
+        assert m * self.bar_t + k != pytest.approx(math.sqrt(self.bar_s), abs=1e-3)
+
+    def test_the_solution_has_the_wrong_denominator(self):
+        m, _, _ = ddim_coefficients(self.bar_t, self.bar_s)
+        printed = math.sqrt(1 - self.bar_s) / (1 - self.bar_s)
+        assert m**2 * (1 - self.bar_t) == pytest.approx(1 - self.bar_s)
+        assert printed**2 * (1 - self.bar_t) != pytest.approx(1 - self.bar_s, abs=1e-2)
+        with pytest.raises(ZeroDivisionError):
+            math.sqrt(1 - 1.0) / (1 - 1.0)  # the printed m at the last step, where abar_s = 1
+
+    def test_the_posterior_variance_has_the_wrong_denominator(self):
+        *_, sigma = ddpm_posterior(self.bar_t, self.bar_s)
+        printed = 1 - self.bar_t / self.bar_s  # (1 - alpha)(1 - abar_s) / (1 - abar_s)
+        assert sigma**2 != pytest.approx(printed, abs=1e-2)
+
+    def test_equations_1_and_2_disagree_about_the_variance(self):
+        """With variance 1 - alpha_t a step keeps unit variance; with 1 - alpha_t as deviation it does not."""
+        alpha = 0.9
+        assert alpha * 1.0 + (1 - alpha) == pytest.approx(1.0)
+        assert alpha * 1.0 + (1 - alpha) ** 2 != pytest.approx(1.0, abs=1e-2)

@@ -1,0 +1,273 @@
+"""Blocks and networks: identities at the start, live gradients, sizes, dtypes and the compute-once condition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from rddm_core.config import (
+    DenoiserConfig,
+    EstimatorConfig,
+    GuidanceConfig,
+    PreDeblurConfig,
+    RDDMConfig,
+    config_from_dict,
+    config_to_dict,
+    lite,
+    paper,
+    preset,
+)
+from rddm_core.diffusion import make_alpha_bars
+from rddm_core.networks.blocks import ChannelAttention, LayerNorm2d, RDDBlock, simple_gate
+from rddm_core.networks.denoiser import DenoisingNetwork
+from rddm_core.networks.model import RDDM
+from rddm_core.training.losses import estimator_loss, joint_loss
+
+
+def small(config: RDDMConfig) -> RDDMConfig:
+    """The same structure with narrow layers, for tests that need no particular width."""
+    widths = (16, 16, 32, 32)
+    return replace(
+        config,
+        estimator=EstimatorConfig(hidden_sizes=(8, 16, 16, 16), heads=(1, 2, 2, 2), depths=(1,) * 4, decoder_width=16),
+        guidance=replace(config.guidance, width=8),
+        pre_deblur=replace(
+            config.pre_deblur, widths=widths[: len(config.pre_deblur.widths)], deformable_group_width=16
+        ),
+        denoiser=replace(
+            config.denoiser,
+            widths=widths,
+            middle_width=32,
+            encoder_blocks=(1,) * 4,
+            middle_blocks=1,
+            deformable_group_width=16,
+            time_width=16,
+        ),
+    )
+
+
+def awaken(model: nn.Module) -> None:
+    """beta = gamma = 1 in every block."""
+    for module in model.modules():
+        if isinstance(module, RDDBlock):
+            nn.init.ones_(module.beta)
+            nn.init.ones_(module.gamma)
+
+
+def full_loss(model: RDDM, size: int = 128) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    blurred, sharp = (torch.rand(2, 3, size, size, generator=generator) for _ in range(2))
+    logits = model.estimator(blurred)
+    target = (torch.rand(2, 1, size, size, generator=generator) > 0.5).float()
+    bars = make_alpha_bars(model.config.diffusion)
+    t = torch.tensor([model.config.diffusion.timesteps, 400])
+    noise = torch.randn(sharp.shape, generator=generator)
+    residual, anchor = joint_loss(model, blurred, sharp, torch.sigmoid(logits), t, noise, bars)
+    return residual + anchor + estimator_loss(logits, target)
+
+
+@pytest.mark.parametrize("name", ["lite", "paper"])
+def test_every_trainable_parameter_gets_a_live_gradient(name):
+    torch.manual_seed(0)
+    model = RDDM(preset(name)).train()
+    awaken(model)
+    full_loss(model).backward()
+    dead = [
+        key
+        for key, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().sum() > 0)
+    ]
+    unsound = [k for k, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    assert dead == [] and unsound == []
+    frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    assert frozen and all(key.startswith("guidance.backbone.") for key in frozen)
+
+
+def test_a_zero_modulation_bias_would_be_dead():
+    """The regression that the live-gradient test guards against, shown to be caught."""
+    torch.manual_seed(0)
+    block = RDDBlock(16, 8, "deformable", 16)
+    awaken(block)
+    nn.init.zeros_(block.mixer.offset_modulation.bias)
+    block(torch.randn(1, 16, 8, 8)).sum().backward()
+    assert float(block.mixer.offset_modulation.weight.grad.abs().sum()) == 0
+
+
+def test_lite_keeps_every_part_and_stays_small():
+    config = lite()
+    assert "deformable" in config.pre_deblur.mixers
+    assert config.denoiser.decoder_mixers.count("deformable") >= 2
+    assert len(config.denoiser.widths) == len(config.denoiser.decoder_blocks) == 4
+    assert min(config.denoiser.decoder_blocks) >= 1
+    assert sum(p.numel() for p in RDDM(config).parameters()) <= 11_500_000
+
+
+def test_paper_has_the_paper_s_shape():
+    config = paper()
+    assert config.guidance.backbone == "resnet50" and config.denoiser.unshuffle == 1
+    mixers = (*config.denoiser.encoder_mixers, config.denoiser.middle_mixer, *config.denoiser.decoder_mixers)
+    assert set(mixers) == set(config.pre_deblur.mixers) == {"deformable"}
+    assert config.diffusion.timesteps == 1300
+
+
+@pytest.mark.parametrize("mixer", ["depthwise", "deformable"])
+def test_a_fresh_block_is_the_identity(mixer):
+    x = torch.randn(2, 16, 16, 16)
+    assert torch.equal(RDDBlock(16, 8, mixer, 16)(x), x)
+
+
+def test_layer_norm_normalises_over_channels():
+    x = torch.randn(2, 6, 3, 5) * 4 + 3
+    y = LayerNorm2d(6)(x)
+    assert torch.allclose(y.mean(dim=1), torch.zeros(2, 3, 5), atol=1e-5)
+    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(y, expected, atol=1e-5)
+
+
+def test_simple_gate_multiplies_the_halves():
+    x = torch.arange(8.0).reshape(1, 4, 1, 2)
+    assert torch.equal(simple_gate(x), torch.tensor([0.0 * 4, 1 * 5, 2 * 6, 3 * 7]).reshape(1, 2, 1, 2))
+
+
+class TestChannelAttention:
+    def test_one_cell_is_the_global_mean(self):
+        attention, x = ChannelAttention(4, 8), torch.randn(2, 4, 8, 8)
+        assert torch.allclose(attention(x), attention.conv(x.mean(dim=(2, 3), keepdim=True)), atol=1e-6)
+
+    def test_statistics_are_local(self):
+        attention, x = ChannelAttention(4, 8), torch.randn(1, 4, 40, 40)
+        changed = x.clone()
+        changed[..., 32:, 32:] += 5
+        a, b = attention(x), attention(changed)
+        assert torch.equal(a[..., :24, :24], b[..., :24, :24])
+        assert not torch.allclose(a[..., 30:, 30:], b[..., 30:, 30:])
+
+    def test_a_tile_on_the_grid_sees_the_statistics_of_the_whole(self):
+        attention, x = ChannelAttention(4, 8), torch.randn(1, 4, 64, 64)
+        tile = attention(x[..., 16:48, 16:48])
+        assert torch.allclose(tile[..., 8:24, 8:24], attention(x)[..., 24:40, 24:40], atol=1e-6)
+
+    def test_a_size_off_the_grid_is_refused(self):
+        with pytest.raises(ValueError, match="multiple of the attention cell"):
+            ChannelAttention(4, 8)(torch.zeros(1, 4, 12, 16))
+
+
+@pytest.fixture(scope="module", params=["lite", "paper"])
+def model(request) -> RDDM:
+    torch.manual_seed(1)
+    network = RDDM(small(preset(request.param))).eval()
+    awaken(network)
+    return network
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 192), (128, 64)])
+def test_shapes_and_condition(model, height, width):
+    image, defocus_map = torch.rand(2, 3, height, width), torch.rand(2, 1, height, width)
+    with torch.no_grad():
+        guess = model.pre_deblur(image, defocus_map)
+        guidance = model.guidance(guess)
+        condition = model.denoiser.encode_condition(guess, defocus_map)
+        out = model.denoiser(torch.randn(2, 3, height, width), torch.tensor([1300, 5]), condition, guidance)
+    assert guess.shape == out.shape == image.shape and guess.dtype == out.dtype == torch.float32
+    assert [tuple(g.shape) for g in guidance] == [(2, 8, height // s, width // s) for s in (4, 8, 16)]
+
+
+def test_every_input_matters(model):
+    image, defocus_map, x_t = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
+
+    def predict(image=image, defocus_map=defocus_map, x_t=x_t, t=700, mute=False):
+        with torch.no_grad():
+            guidance = model.guidance(image)
+            guidance = tuple(g * 0 for g in guidance) if mute else guidance
+            return model.denoiser(x_t, torch.tensor([t]), model.denoiser.encode_condition(image, defocus_map), guidance)
+
+    reference = predict()
+    assert torch.equal(predict(), reference)
+    for changed in (
+        predict(image=1 - image),
+        predict(defocus_map=1 - defocus_map),
+        predict(x_t=-x_t),
+        predict(t=100),
+        predict(mute=True),
+    ):
+        assert float((changed - reference).abs().max()) > 1e-6
+
+
+def test_the_lite_encoder_does_not_depend_on_the_state():
+    denoiser = RDDM(small(lite())).denoiser
+    assert len(denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))) == 5
+    calls = []
+    denoiser.intro.register_forward_hook(lambda *_: calls.append(1))
+    condition = denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))
+    guidance = tuple(torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
+    for t in (1300, 650):
+        denoiser(torch.randn(1, 3, 64, 64), torch.tensor([t]), condition, guidance)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(dtype):
+    torch.manual_seed(1)
+    full = RDDM(small(lite())).eval()
+    image, defocus_map = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = full.pre_deblur(image, defocus_map), full.estimator(image)
+        half = full.to(dtype)
+        got = half.pre_deblur(image, defocus_map), half.estimator(image)
+    for a, b in zip(expected, got, strict=True):
+        assert b.dtype == torch.float32
+        assert float((a - b).abs().max()) < 0.05
+
+
+def test_layers_come_from_the_ops_namespace():
+    class Conv(nn.Conv2d):
+        pass
+
+    class Ops:
+        Conv2d, Linear, LayerNorm = Conv, nn.Linear, nn.LayerNorm
+
+    model = RDDM(small(lite()), ops=Ops)
+    for part in (model.pre_deblur, model.denoiser, model.guidance.projections):
+        convolutions = [m for m in part.modules() if isinstance(m, nn.Conv2d)]
+        assert convolutions and all(isinstance(m, Conv) for m in convolutions)
+
+
+def test_state_entry_encoder_runs_everything_per_step():
+    config = replace(small(lite()).denoiser, state_entry="encoder")
+    denoiser = DenoisingNetwork(config, 8, 1300, 64)
+    assert not hasattr(denoiser, "state_intro")
+    assert len(denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))) == 1
+
+
+class TestConfig:
+    @pytest.mark.parametrize("config", [lite(), paper(), small(lite())], ids=["lite", "paper", "small"])
+    def test_round_trip(self, config):
+        assert config_from_dict(config_to_dict(config)) == config
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda c: c.pop("diffusion"), "config lacks: diffusion"),
+            (lambda c: c.update(colour=1), "unknown keys: colour"),
+            (lambda c: c["denoiser"].update(widths="wide"), "config.denoiser.widths must be a list"),
+            (lambda c: c["denoiser"].update(middle_width=1.5), "config.denoiser.middle_width"),
+            (lambda c: c["denoiser"].update(widths=[1, True]), r"config.denoiser.widths\[1\]"),
+            (lambda c: c["guidance"].update(backbone="vgg"), "config.guidance.backbone must be one of"),
+            (lambda c: c.update(estimator=3), "config.estimator must be a mapping"),
+        ],
+    )
+    def test_wrong_values_are_named(self, change, message):
+        values = config_to_dict(lite())
+        change(values)
+        with pytest.raises(ValueError, match=message):
+            config_from_dict(values)
+
+    def test_unknown_preset(self):
+        with pytest.raises(ValueError, match="'lite' or 'paper'"):
+            preset("large")
+
+    def test_defaults_are_the_lite_preset(self):
+        assert lite() == RDDMConfig("lite", EstimatorConfig(), GuidanceConfig(), PreDeblurConfig(), DenoiserConfig())

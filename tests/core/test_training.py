@@ -1,0 +1,238 @@
+"""Recipes, objectives, and short runs of the training loop on a miniature collection."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rddm_core.checkpoint import load_checkpoint, read_info
+from rddm_core.config import lite
+from rddm_core.diffusion import make_alpha_bars
+from rddm_core.networks.model import RDDM
+from rddm_core.training.losses import joint_loss, sample_timesteps
+from rddm_core.training.recipe import Recipe, load_recipe
+from rddm_core.training.train import MovingAverage, learning_rate, run
+
+RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """One sharp photograph, one pair per split and one mask per split, all of 80x72 pixels."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    tables: dict[str, list[dict[str, object]]] = {"sharp": [], "real_pairs": [], "defocus_masks": []}
+
+    def picture(path: Path) -> str:
+        coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((80, 72), Image.Resampling.BICUBIC).save(path)
+        return path.name
+
+    for folder in tables:
+        (root / folder).mkdir()
+    photo = picture(root / "sharp" / "a.png")
+    tables["sharp"].append({"file": photo, "textured_tile_frac": 1, "sharp_tile_frac": 1, "split": "train"})
+    for split in ("train", "dev"):
+        pair = {k: picture(root / "real_pairs" / f"{split}_{k}.png") for k in ("blur", "sharp")}
+        tables["real_pairs"].append(pair | {"split": split})
+        picture(root / "defocus_masks" / f"{split}.png")
+        mask = (np.arange(80)[None] > 40) * np.ones((72, 1)) * 255
+        Image.fromarray(mask.astype(np.uint8)).save(root / "defocus_masks" / f"{split}_mask.png")
+        names = {"image": f"defocus_masks/{split}.png", "mask": f"defocus_masks/{split}_mask.png"}
+        tables["defocus_masks"].append(names | {"split": split})
+    for folder, rows in tables.items():
+        with (root / folder / "manifest.csv").open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return root
+
+
+def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
+    values: dict[str, object] = {
+        "name": "tiny",
+        "stage": "joint",
+        "data": {"root": str(collection), "segments": "", "pack_count": 4, "render": {"size": 64, "max_radius": 3.0}},
+        "mixture": {"crop": 64, "masks": 0.0},
+        "batch": 2,
+        "steps": 4,
+        "warmup_steps": 2,
+        "residual_scale_steps": [0],
+        "workers": 0,
+        "checkpoint_minutes": 0.0,
+    }
+    path = folder / f"{changes.get('name', 'tiny')}.json"
+    path.write_text(json.dumps(values | changes))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("RDDM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("RDDM_DATA", raising=False)
+    return tmp_path / "runs"
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda p: p.stem)
+    def test_the_shipped_recipes_are_valid(self, path):
+        assert load_recipe(path).name == path.stem
+
+    def test_wrong_keys_name_file_and_key(self, tmp_path):
+        path = tmp_path / "r.json"
+        path.write_text('{"name": "x", "stage": "joint", "mixture": {"crops": 3}}')
+        with pytest.raises(ValueError, match=r"r\.json: recipe\.mixture has unknown keys: crops"):
+            load_recipe(path)
+
+    def test_broken_json_names_the_file(self, tmp_path):
+        path = tmp_path / "r.json"
+        path.write_text("{")
+        with pytest.raises(ValueError, match=r"r\.json"):
+            load_recipe(path)
+
+    def test_data_must_be_named(self, monkeypatch):
+        monkeypatch.delenv("RDDM_DATA", raising=False)
+        with pytest.raises(ValueError, match="set RDDM_DATA"):
+            Recipe("x", "joint").data.resolved_root()
+
+
+def test_learning_rate_warms_up_stays_and_decays():
+    recipe = Recipe("x", "joint", steps=1000, warmup_steps=100, decay_share=0.4, learning_rate=1.0)
+    rates = [learning_rate(recipe, s) for s in range(1001)]
+    assert rates[0] == pytest.approx(0.01) and rates[100] == rates[599] == 1.0
+    assert rates[800] == pytest.approx(0.5, abs=1e-3) and rates[1000] == pytest.approx(1e-6, rel=0.1)
+    assert all(a >= b for a, b in zip(rates[600:], rates[601:], strict=False))
+
+
+def test_moving_average_is_applied_and_taken_back():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    average = MovingAverage([parameter], 0.9)
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    average.update(10**6)
+    with average.applied():
+        assert torch.allclose(parameter, torch.full((3,), 0.1))
+    assert torch.equal(parameter, torch.ones(3))
+
+
+def test_timesteps_start_where_sampling_starts():
+    t = sample_timesteps(4000, 1300, 0.5, torch.Generator().manual_seed(0))
+    assert 1 <= int(t.min()) and int(t.max()) == 1300
+    assert float((t == 1300).float().mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(t[t < 1300].float().mean()) == pytest.approx(650, abs=30)
+
+
+def test_the_noisy_input_is_no_side_channel_for_p():
+    """At beta = gamma = 0 and a muted decoder, p is reached through the residual alone, never through x_t."""
+    torch.manual_seed(0)
+    model = RDDM(lite())
+    blurred, sharp = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    seen = []
+    original = model.denoiser.forward
+    model.denoiser.forward = lambda x, *rest: (seen.append(x.requires_grad), original(x, *rest))[1]
+    bars = make_alpha_bars(model.config.diffusion)
+    joint_loss(model, blurred, sharp, torch.rand(1, 1, 64, 64), torch.tensor([9]), torch.randn_like(sharp), bars)
+    assert seen == [False]
+
+
+def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, collection, tmp_path):
+    first = run(write_recipe(tmp_path, collection, name="maps", stage="estimator", mixture={"crop": 64, "masks": 1.0}))
+    second = run(write_recipe(tmp_path, collection, start_from="maps"))
+    before, after = load_checkpoint(first), load_checkpoint(second)
+    for key, value in before.estimator.state_dict().items():
+        assert torch.equal(value, after.estimator.state_dict()[key]), "a joint run leaves the estimator alone"
+    changed = [
+        not torch.equal(a, b)
+        for (_, a), (_, b) in zip(before.denoiser.named_parameters(), after.denoiser.named_parameters(), strict=True)
+    ]
+    assert any(changed)
+    info = read_info(second)
+    assert info.provenance["step"] == 4 and "steps1_mean" in info.provenance["dev"]
+    assert math.isfinite(info.residual_scale) and info.residual_scale > 1
+    assert (runs / "tiny" / "validation.csv").read_text().count("\n") == 2
+    assert list((runs / "tiny" / "sheets").glob("*.jpg"))
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, collection, tmp_path, monkeypatch):
+    whole = run(write_recipe(tmp_path, collection, name="whole"))
+    part = write_recipe(tmp_path, collection, name="part")
+    # Stop after the second step as a kill would, then go on from the checkpoint of that moment.
+    steps = []
+
+    def stop_after_two(*args):
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rddm_core.training.train.RunLog.step", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            run(part)
+    assert 0 < len(steps) < 4
+    resumed = run(part, resume=True)
+    a, b = load_checkpoint(whole).state_dict(), load_checkpoint(resumed).state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_existing_run_is_not_overwritten(runs, collection, tmp_path):
+    recipe = write_recipe(tmp_path, collection, steps=1)
+    run(recipe)
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(recipe)
+
+
+def test_a_loss_that_is_never_finite_stops_the_run(runs, collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "rddm_core.training.train.estimator_loss", lambda *_: torch.tensor(math.nan, requires_grad=True)
+    )
+    recipe = write_recipe(
+        tmp_path,
+        collection,
+        stage="estimator",
+        steps=100,
+        mixture={"crop": 64, "masks": 1.0, "synthetic": 0, "real": 0},
+    )
+    with pytest.raises(FloatingPointError, match="without a finite loss"):
+        run(recipe)
+
+
+def test_two_processes_learn_what_one_does(runs, collection, tmp_path):
+    """The same four samples a step, in one process or shared by two gloo processes."""
+    code = "import sys; from pathlib import Path; from rddm_core.training.train import run; run(Path(sys.argv[1]))"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    results = []
+    for processes in (1, 2):
+        recipe = write_recipe(tmp_path, collection, name=f"p{processes}", steps=2, batch=4 // processes, precision="no")
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        script = tmp_path / "go.py"
+        script.write_text(code)
+        subprocess.run([sys.executable, *launcher, str(script), str(recipe)], check=True, env=environment, timeout=300)
+        results.append(load_checkpoint(runs / f"p{processes}" / "best.safetensors").state_dict())
+    for key, value in results[0].items():
+        # Checkpoints are fp16; Adam's first steps turn a rounding difference into at most a step of the rate.
+        assert torch.allclose(value, results[1][key], atol=2.1e-3), key
+
+
+def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_path):
+    recipe = write_recipe(tmp_path, collection, preset="paper", batch=1, steps=2, name="paper")
+    run(recipe, minutes=0.0)
+    state = torch.load(runs / "paper" / "state.pt", weights_only=True)
+    assert state["step"] <= 1
+    run(recipe, resume=True)
+    assert torch.load(runs / "paper" / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_recipes_share_the_defaults():
+    assert replace(load_recipe(RECIPES / "lite-joint.json"), name="x").preset == "lite"
