@@ -12,7 +12,7 @@ OUT ?= out
 OPTIONS ?=
 
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip --disable-pip-version-check install --quiet
+PIP := $(RUN) -m pip --disable-pip-version-check install
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
@@ -46,12 +46,12 @@ clean: ## remove the environment, results and caches
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 		|| { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "Installing into $(VENV); the first time this downloads torch and takes some minutes."
+	@echo "Installing into $(VENV); the first time this downloads torch (up to several GB)."
 	$(PYTHON) -m venv $(VENV)
 	$(if $(strip $(TORCH)),$(PIP) $(TORCH))
-	$(PIP) -r requirements.txt
+	$(PIP) --quiet -r requirements.txt
 	@touch $@
 
 $(TEST_STAMP): $(STAMP)
-	$(PIP) --editable ".[test]"
+	$(PIP) --quiet --editable ".[test]"
 	@touch $@

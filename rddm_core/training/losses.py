@@ -15,10 +15,11 @@ def estimator_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), target)
 
 
-def estimate_training_map(model: RDDM, blurred: Tensor, size: int) -> Tensor:
-    """The frozen estimator's map of a crop reduced to `size`: photographs are reduced too, by varying factors."""
+def estimate_training_map(model: RDDM, blurred: Tensor, scale: float) -> Tensor:
+    """The frozen estimator's map of a crop reduced by `scale`: photographs are reduced too, by varying factors."""
     with torch.no_grad():
-        reduced = F.interpolate(blurred, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        size = [max(1, round(n * scale)) for n in blurred.shape[-2:]]
+        reduced = F.interpolate(blurred, size=size, mode="bilinear", antialias=True, align_corners=False)
         defocus_map = torch.sigmoid(model.estimator(reduced).float())
         return F.interpolate(defocus_map, size=blurred.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -40,7 +41,8 @@ def joint_loss(
     """
     pre_deblurred = model.pre_deblur(blurred, defocus_map)
     residual = model.residual_scale * (sharp - pre_deblurred)
-    guidance = model.guidance(pre_deblurred)
+    # The frozen backbone's backward pass costs a fifth of a step and gives p little.
+    guidance = model.guidance(pre_deblurred.detach())
     condition = model.denoiser.encode_condition(pre_deblurred, defocus_map)
     x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])
     prediction = model.denoiser(x_t, t, condition, guidance)

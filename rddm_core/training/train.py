@@ -34,7 +34,7 @@ WEIGHTS_LICENCE = (
     "before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
 )
 MAX_BAD_STEPS = 20
-MAP_SIZES = (128, 160, 192, 224, 256)
+MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
 
 
 class Objective(nn.Module):
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         if self.recipe.stage == "estimator":
             return {"loss": estimator_loss(self.model.estimator(blurred), batch["map"])}
         t, noise = self._noise(batch)
-        estimate = estimate_training_map(self.model, blurred, MAP_SIZES[int(batch["index"][0]) % len(MAP_SIZES)])
+        estimate = estimate_training_map(self.model, blurred, MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)])
         known = batch["map_known"][:, :, None, None]
         defocus_map = known * batch["map"] + (1 - known) * estimate
         residual, anchor = joint_loss(
@@ -128,6 +128,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         ],
         lr=recipe.learning_rate,
         betas=(0.9, 0.999),
+        fused=True,
     )
     average = MovingAverage(parameters, recipe.ema)
     step, seconds, best = 0, 0.0, -math.inf
@@ -169,11 +170,11 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
                 save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
                 if score > best:
                     save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
-            model.train()
+            set_training_mode(model, recipe)
         log.validation({"step": step, "hours": round(seconds / 3600, 3), "score": score, **figures})
         return max(best, score)
 
-    model.train()
+    set_training_mode(model, recipe)
     started = last_save = last_validation = time.monotonic()
     bad = 0
     for batch in loader:
@@ -242,6 +243,12 @@ def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
     for part in parts:
         part.requires_grad_(True)
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def set_training_mode(model: RDDM, recipe: Recipe) -> None:
+    """Training mode, but for an estimator that is not trained: its BatchNorm statistics must not drift."""
+    model.train()
+    model.estimator.train(recipe.stage == "estimator")
 
 
 def open_sources(recipe: Recipe) -> Sources:

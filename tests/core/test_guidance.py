@@ -201,9 +201,9 @@ def test_weights_from_files(
 
 
 def test_resnet_weights_from_a_whole_network(tmp_path: Path) -> None:
-    from torchvision.models import resnet50
+    import timm
 
-    state = resnet50(weights=None).state_dict()
+    state = timm.create_model("resnet50", pretrained=False).state_dict()
     save_file(state, tmp_path / "resnet50.safetensors")
     guidance = GuidanceNetwork(RESNET)
     load_backbone_weights(guidance, str(tmp_path / "resnet50.safetensors"))

@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,12 @@ def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
     path = folder / f"{changes.get('name', 'tiny')}.json"
     path.write_text(json.dumps(values | changes))
     return path
+
+
+@pytest.fixture
+def narrow_networks(monkeypatch, tiny_config) -> None:
+    """Runs of this process build the tiny networks instead of the preset's."""
+    monkeypatch.setattr("rddm_core.training.train.preset", lambda _: tiny_config)
 
 
 @pytest.fixture
@@ -146,7 +152,7 @@ def test_the_noisy_input_is_no_side_channel_for_p():
     assert seen == [False]
 
 
-def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, collection, tmp_path):
+def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, collection, tmp_path):
     first = run(write_recipe(tmp_path, collection, name="maps", stage="estimator", mixture={"crop": 64, "masks": 1.0}))
     second = run(write_recipe(tmp_path, collection, start_from="maps"))
     before, after = load_checkpoint(first), load_checkpoint(second)
@@ -164,7 +170,7 @@ def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, collection, tmp_p
     assert list((runs / "tiny" / "sheets").glob("*.jpg"))
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, collection, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, narrow_networks, collection, tmp_path, monkeypatch):
     whole = run(write_recipe(tmp_path, collection, name="whole"))
     part = write_recipe(tmp_path, collection, name="part")
     # Stop after the second step as a kill would, then go on from the checkpoint of that moment.
@@ -185,14 +191,14 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, collection, tmp_path
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_an_existing_run_is_not_overwritten(runs, collection, tmp_path):
+def test_an_existing_run_is_not_overwritten(runs, narrow_networks, collection, tmp_path):
     recipe = write_recipe(tmp_path, collection, steps=1)
     run(recipe)
     with pytest.raises(FileExistsError, match="--resume"):
         run(recipe)
 
 
-def test_a_loss_that_is_never_finite_stops_the_run(runs, collection, tmp_path, monkeypatch):
+def test_a_loss_that_is_never_finite_stops_the_run(runs, narrow_networks, collection, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "rddm_core.training.train.estimator_loss", lambda *_: torch.tensor(math.nan, requires_grad=True)
     )
@@ -234,5 +240,3 @@ def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_pat
     assert torch.load(runs / "paper" / "state.pt", weights_only=True)["step"] == 2
 
 
-def test_recipes_share_the_defaults():
-    assert replace(load_recipe(RECIPES / "lite-joint.json"), name="x").preset == "lite"

@@ -1,0 +1,53 @@
+"""RDDMDefocusMap: where a photograph is out of focus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host, layout
+from .colours import coloured
+from .types import CATEGORY, RDDMModel
+
+
+class RDDMDefocusMap(io.ComfyNode):
+    """model, image -> MASK, IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RDDMDefocusMap",
+            display_name="RDDM Defocus Map",
+            category=CATEGORY,
+            description="Estimates where a photograph is out of focus. The map is a mask: edit it with any mask node.",
+            search_aliases=["blur map", "focus mask", "defocus", "out of focus", "depth of field", "bokeh"],
+            inputs=[
+                RDDMModel.Input("model", tooltip="From Load RDDM Model."),
+                io.Image.Input("image", tooltip="The blurred photograph, or a batch of them."),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    id="map", display_name="map", tooltip="The defocus map, soft from 0 (in focus) to 1 (out of focus)."
+                ),
+                io.Image.Output(
+                    id="coloured",
+                    display_name="coloured",
+                    tooltip="The map in colours, dark where in focus and bright where not, above a scale.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, image: Tensor) -> io.NodeOutput:
+        """Run the estimator."""
+        from ..rddm_core.pipeline import estimate_defocus_map
+
+        blurred, _ = layout.picture(image, "image")
+        networks = host.ready(model, blurred.shape[-2], blurred.shape[-1])
+        estimated = estimate_defocus_map(networks, blurred, callbacks=host.callbacks())
+        return io.NodeOutput(
+            host.to_intermediate(estimated[:, 0]), host.to_intermediate(layout.image(coloured(estimated)))
+        )

@@ -1,0 +1,194 @@
+"""All that the pack knows of ComfyUI beyond the schema of nodes: files, devices, memory, progress, interrupts.
+
+Written against ComfyUI 0.33.0; what it uses is there since 0.19.0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import comfy.model_management as model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..rddm_core.config import RDDMConfig
+    from ..rddm_core.networks.model import RDDM
+    from ..rddm_core.pipeline import Callbacks
+
+logger = logging.getLogger(__name__)
+
+MODEL_FOLDER = "rddm"
+SHIPPED_WEIGHTS = Path(__file__).parent.parent / "rddm_core" / "weights"
+INCLUDED = " [included]"
+"""Ends the name of weights that come with the pack, so that no file of the user's can have the same one."""
+EXTENSION = ".safetensors"
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIN_TILE = 128
+"""When memory runs out, tiles are halved, but not below this many pixels."""
+PREVIEW_INTERVAL = 0.1
+"""Seconds between two previews; ComfyUI sends every one that it is given."""
+
+T = TypeVar("T")
+
+
+class Noise(Protocol):
+    """ComfyUI's NOISE."""
+
+    def generate_noise(self, input_latent: dict[str, Tensor]) -> Tensor:
+        """Noise of the shape of `input_latent["samples"]`, float32 on the CPU."""
+        ...
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def register_model_folder() -> None:
+    """Make models/rddm known, beside what extra_model_paths.yaml says about `rddm`."""
+    folder_paths.add_model_folder_path(MODEL_FOLDER, os.path.join(folder_paths.models_dir, MODEL_FOLDER))
+    # The host starts a new folder with no extensions at all, which would list every file.
+    folder_paths.folder_names_and_paths[MODEL_FOLDER][1].add(EXTENSION)
+
+
+def checkpoint_names() -> list[str]:
+    """What the loader offers: the weights that come with the pack, then the user's."""
+    # Filtered again: another pack may have registered the folder, with pickles among its extensions.
+    own = [name for name in folder_paths.get_filename_list(MODEL_FOLDER) if name.lower().endswith(EXTENSION)]
+    return [*_shipped(), *own]
+
+
+def checkpoint_path(name: str) -> Path:
+    """Where the checkpoint of that name lies. Raises FileNotFoundError that names the folders."""
+    path = _shipped().get(name)
+    if path is None and name.lower().endswith(EXTENSION):
+        found = folder_paths.get_full_path(MODEL_FOLDER, name)
+        path = None if found is None else Path(found)
+    if path is None:
+        folders = " or ".join(folder_paths.get_folder_paths(MODEL_FOLDER))
+        raise FileNotFoundError(f"There is no checkpoint {name!r}. Put RDDM checkpoints (.safetensors) into {folders}")
+    return path
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.name + INCLUDED: path for path in sorted(SHIPPED_WEIGHTS.glob(f"*{EXTENSION}"))}
+
+
+# ---------------------------------------------------------------- devices and memory
+
+
+def load_model(path: Path, dtype: str) -> ModelPatcher:
+    """The networks of a checkpoint, in the care of the host's model management.
+
+    Raises `rddm_core.checkpoint.CheckpointError` for a file that cannot be used.
+    """
+    from ..rddm_core.checkpoint import load_checkpoint
+
+    offload_device = model_management.unet_offload_device()
+    model = load_checkpoint(path, dtype=DTYPES[dtype], device=offload_device)
+    # Not CoreModelPatcher: on some devices that one needs the host's own layers, and estimator and backbone have none.
+    return ModelPatcher(model, load_device=model_management.get_torch_device(), offload_device=offload_device)
+
+
+def ready(patcher: ModelPatcher, height: int, width: int) -> RDDM:
+    """The networks on their device, with memory free for a picture or tile of that size."""
+    needed = memory_required(patcher.model.config, height, width)
+    model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
+    if patcher.loaded_size() < patcher.model_size():
+        # --novram leaves layers behind, to be cast on use. Those of libraries cannot be, and all weigh 50 MB at most.
+        patcher.patch_model(patcher.load_device)
+    return patcher.model
+
+
+def memory_required(config: RDDMConfig, height: int, width: int) -> int:
+    """Bytes that the most demanding stage allocates for a picture of that size.
+
+    Measured as the peak of live tensors in fp32, which is about 68 bytes per pixel for each channel that the denoiser
+    has at full resolution (lite 273, paper 2003 bytes per pixel), and 352 (lite) or 640 (paper) bytes per pixel of
+    the estimator's working size; rounded up by a sixth. Half precision needs less, but not half: deformable layers
+    work in fp32.
+    """
+    denoiser = 80 * config.denoiser.widths[0] / config.denoiser.unshuffle**2 * height * width
+    estimator = 3.2 * config.estimator.decoder_width * min(height * width, config.estimator.working_size**2)
+    return round(max(denoiser, estimator))
+
+
+def run_in_tiles(
+    patcher: ModelPatcher, size: tuple[int, int], tile: int | None, stage: Callable[[RDDM, int | None], T]
+) -> T:
+    """`stage(networks, tile)` for a picture of that size; where memory runs out, again with tiles of half the side.
+
+    Raises the host's out-of-memory error when even tiles of MIN_TILE do not fit.
+    """
+    height, width = size
+    while True:
+        limit = max(size) if tile is None else tile
+        try:
+            return stage(ready(patcher, min(height, limit), min(width, limit)), tile)
+        except Exception as error:
+            model_management.raise_non_oom(error)
+            tile = min(limit, max(size)) // 2
+            if tile < MIN_TILE:
+                raise
+            logger.warning("RDDM: out of memory, starting again with tiles of %d pixels", tile)
+        model_management.soft_empty_cache()
+
+
+def to_intermediate(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A result as the host wants it between nodes; `dtype` overrides the precision."""
+    return x.to(model_management.intermediate_device(), dtype or model_management.intermediate_dtype())
+
+
+# ---------------------------------------------------------------- progress, preview, interrupt
+
+
+def callbacks(preview: bool = False) -> Callbacks:
+    """Progress bar and interrupt of the running node; with `preview` also pictures, where the user has not
+    switched them off.
+    """
+    from ..rddm_core.pipeline import Callbacks
+
+    report = _Report()
+    wanted = preview and args.preview_method != LatentPreviewMethod.NoPreviews
+    return Callbacks(
+        progress=report.progress,
+        preview=report.preview if wanted else None,
+        check_interrupt=model_management.throw_exception_if_processing_interrupted,
+    )
+
+
+class _Report:
+    """The progress bar of one execution of a node."""
+
+    def __init__(self) -> None:
+        self.bar = comfy.utils.ProgressBar(1)
+        self.shown = -PREVIEW_INTERVAL
+
+    def progress(self, done: int, total: int) -> None:
+        self.bar.update_absolute(done, total)
+
+    def preview(self, image: Tensor) -> None:
+        now = time.monotonic()
+        if now - self.shown < PREVIEW_INTERVAL:
+            return
+        self.shown = now
+        array = (image[0].movedim(0, -1) * 255).round().to("cpu", torch.uint8).numpy()
+        self.bar.update_absolute(self.bar.current, preview=("JPEG", Image.fromarray(array), args.preview_size))
+
+
+def draw_noise(noise: Noise | Any, batch: int, samples: int, size: tuple[int, int]) -> Tensor:
+    """Noise [B, N, 3, H, W] from the host's NOISE. Raises ValueError for what is no such noise."""
+    height, width = size
+    drawn = noise.generate_noise({"samples": torch.zeros(batch * samples, 3, height, width)})
+    if tuple(drawn.shape) != (batch * samples, 3, height, width):
+        raise ValueError(f"noise has the shape {list(drawn.shape)}: connect a node such as RandomNoise")
+    return drawn.float().reshape(batch, samples, 3, height, width)

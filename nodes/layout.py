@@ -1,0 +1,76 @@
+"""Between ComfyUI's tensors (IMAGE [B, H, W, C], MASK [B, H, W]) and those of `rddm_core` ([B, C, H, W]).
+
+Everything that enters is checked here, with messages that speak of the node's inputs by name.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def picture(image: Tensor, name: str, *, bounded: bool = True) -> tuple[Tensor, Tensor | None]:
+    """IMAGE -> colours [B, 3, H, W] float32, and alpha [B, 1, H, W] if it has one.
+
+    `bounded` clips values to 0..1: upscalers and half precision overshoot a little. Raises ValueError for what is no
+    RGB or RGBA picture, and for values that are not finite.
+    """
+    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (3, 4) or image.numel() == 0:
+        raise ValueError(f"{name} must be pictures with 3 colour channels, or 4 with alpha, not {_describe(image)}")
+    _check_finite(image, name)
+    planes = image.movedim(-1, 1).float()
+    colours, alpha = planes[:, :3], planes[:, 3:]
+    return colours.clamp(0, 1) if bounded else colours, alpha if alpha.shape[1] else None
+
+
+def mask(values: Tensor, name: str, batch: int) -> Tensor:
+    """MASK -> [B or 1, 1, h, w] float32 in 0..1, for a batch of pictures. Raises ValueError as `picture` does."""
+    if not isinstance(values, Tensor) or values.ndim not in (2, 3, 4) or values.numel() == 0:
+        raise ValueError(f"{name} must be masks, not {_describe(values)}")
+    _check_finite(values, name)
+    planes = values.float().reshape(-1, 1, *values.shape[-2:]).clamp(0, 1)
+    check_batch(planes, name, batch, allow_one=True)
+    return planes
+
+
+def check_batch(x: Tensor, name: str, batch: int, *, allow_one: bool = False) -> None:
+    """Raise ValueError unless `x` holds as many items as there are pictures, or one for all where that is allowed."""
+    if len(x) != batch and not (allow_one and len(x) == 1):
+        cure = "connect one for all of them, or one for each" if allow_one else "connect the same batch everywhere"
+        raise ValueError(f"{name} has {len(x)} items, but there are {batch} pictures: {cure}")
+
+
+def check_size(x: Tensor, name: str, like: Tensor, like_name: str) -> None:
+    """Raise ValueError unless both have the same height and width."""
+    if x.shape[-2:] != like.shape[-2:]:
+        sizes = f"{x.shape[-1]}x{x.shape[-2]}, but {like_name} is {like.shape[-1]}x{like.shape[-2]}"
+        raise ValueError(f"{name} is {sizes}: they must come from the same picture, without a resize between")
+
+
+def fit(planes: Tensor, like: Tensor) -> Tensor:
+    """A mask [B, 1, h, w] at the size of a picture."""
+    size = (like.shape[-2], like.shape[-1])
+    if planes.shape[-2:] == size:
+        return planes
+    return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def image(colours: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Colours [B, 3, H, W] and alpha [A, 1, H, W] -> IMAGE; each alpha serves B / A pictures in a row."""
+    if alpha is not None:
+        repeated = alpha.repeat_interleave(len(colours) // len(alpha), dim=0)
+        colours = torch.cat((colours, repeated.to(colours)), dim=1)
+    return colours.movedim(1, -1)
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"{name} contains invalid values (NaN or infinity): a node before this one failed, "
+            "often a model that ran in half precision; look at its result in a preview"
+        )
+
+
+def _describe(x: object) -> str:
+    return f"a tensor of the shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__

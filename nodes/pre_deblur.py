@@ -1,0 +1,64 @@
+"""RDDMPreDeblur: the cheap first guess of the sharp picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host, layout
+from .tiles import automatic_tile
+from .types import CATEGORY, RDDMModel
+
+
+class RDDMPreDeblur(io.ComfyNode):
+    """model, image, map? -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RDDMPreDeblur",
+            display_name="RDDM Pre-Deblur",
+            category=CATEGORY,
+            description="Makes a first, quick guess of the sharp photograph. RDDM Sampler then draws what is missing.",
+            search_aliases=["deblur", "defocus", "out of focus", "sharpen", "refocus"],
+            inputs=[
+                RDDMModel.Input("model", tooltip="From Load RDDM Model."),
+                io.Image.Input("image", tooltip="The blurred photograph, or a batch of them."),
+                io.Mask.Input(
+                    "map",
+                    optional=True,
+                    tooltip="The defocus map: 0 in focus, 1 out of focus. From RDDM Defocus Map, or painted by hand. "
+                    "Without one it is estimated here.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    id="pre_deblurred",
+                    display_name="pre_deblurred",
+                    tooltip="The first guess. Its values may leave 0..1 a little; that is cut off when it is merged.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, image: Tensor, map: Tensor | None = None) -> io.NodeOutput:
+        """Run the pre-deblur module, after the estimator where no map is connected."""
+        from ..rddm_core.pipeline import estimate_defocus_map, pre_deblur
+
+        blurred, alpha = layout.picture(image, "image")
+        size = (blurred.shape[-2], blurred.shape[-1])
+        watch = host.callbacks()
+        if map is None:
+            defocus_map = estimate_defocus_map(host.ready(model, *size), blurred, callbacks=watch)
+        else:
+            defocus_map = layout.mask(map, "map", len(blurred))
+        guess = host.run_in_tiles(
+            model,
+            size,
+            automatic_tile(*size),
+            lambda networks, tile: pre_deblur(networks, blurred, defocus_map, tile=tile, callbacks=watch),
+        )
+        return io.NodeOutput(host.to_intermediate(layout.image(guess, alpha)))

@@ -1,0 +1,121 @@
+"""RDDMResidualMerge: the result, as an adjustable change of the original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host, layout
+from .types import CATEGORY, RDDMResidual
+
+
+class RDDMResidualMerge(io.ComfyNode):
+    """original, pre_deblurred, residual, map?, mask?, strength, protect_sharp, reduction -> IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RDDMResidualMerge",
+            display_name="RDDM Merge Residual",
+            category=CATEGORY,
+            description="original + strength * mask * (pre_deblurred + residual - original). With strength 0, or where "
+            "the mask is 0, the original stays exactly as it is.",
+            search_aliases=["deblur", "blend", "defocus", "out of focus", "sharpen", "strength"],
+            inputs=[
+                io.Image.Input("original", tooltip="The blurred photograph that everything started from."),
+                io.Image.Input("pre_deblurred", tooltip="The first guess, from RDDM Pre-Deblur."),
+                RDDMResidual.Input("residual", tooltip="From RDDM Sampler."),
+                io.Mask.Input(
+                    "map", optional=True, tooltip="The defocus map. Only read if protect_sharp is more than 0."
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where to apply the change: 1 = fully, 0 = not at all. Without one, everywhere.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Share of the change: 0 = the original, 1 = the full result, more exaggerates.",
+                ),
+                io.Float.Input(
+                    "protect_sharp",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Leave alone what the map calls sharp: 0 = change everything, 1 = change in proportion to "
+                    "the map. Needs the map.",
+                ),
+                io.DynamicCombo.Input(
+                    "reduction",
+                    options=[
+                        io.DynamicCombo.Option("first", []),
+                        io.DynamicCombo.Option(
+                            "index",
+                            [io.Int.Input("index", default=0, min=0, max=63, tooltip="Which sample, counted from 0.")],
+                        ),
+                        io.DynamicCombo.Option("mean", []),
+                        io.DynamicCombo.Option("median", []),
+                    ],
+                    tooltip="How several samples become one picture. mean and median are steadier, but smoother.",
+                ),
+            ],
+            outputs=[io.Image.Output(id="image", display_name="image", tooltip="The deblurred photograph.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        original: Tensor,
+        pre_deblurred: Tensor,
+        residual: Tensor,
+        strength: float,
+        protect_sharp: float,
+        reduction: dict[str, Any],
+        map: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Reduce the samples to one and merge."""
+        from ..rddm_core.pipeline import merge_residual
+
+        blurred, alpha = layout.picture(original, "original")
+        guess, _ = layout.picture(pre_deblurred, "pre_deblurred", bounded=False)
+        for name, planes in (("pre_deblurred", guess), ("residual", residual)):
+            layout.check_batch(planes, name, len(blurred))
+            layout.check_size(planes, name, blurred, "original")
+        weight = None if mask is None else layout.mask(mask, "mask", len(blurred))
+        if protect_sharp > 0:
+            if map is None:
+                raise ValueError("protect_sharp needs to know what is sharp: connect the defocus map, or set it to 0")
+            defocus_map = layout.fit(layout.mask(map, "map", len(blurred)), blurred)
+            allowed = 1 - protect_sharp * (1 - defocus_map)
+            weight = allowed if weight is None else allowed * layout.fit(weight, blurred)
+        change = reduce_samples(residual, reduction["reduction"], reduction.get("index", 0))
+        merged = merge_residual(blurred, guess, change, strength=strength, mask=weight)
+        return io.NodeOutput(host.to_intermediate(layout.image(merged, alpha)))
+
+
+def reduce_samples(residual: Tensor, method: str, index: int = 0) -> Tensor:
+    """Residual [B, N, 3, H, W] -> [B, 3, H, W] by `method`: first, index, mean or median.
+
+    Raises ValueError for an index that there is no sample for.
+    """
+    samples = residual.shape[1]
+    if method == "mean":
+        return residual.mean(dim=1)
+    if method == "median":  # of an even number the mean of the middle two, which torch.median does not give
+        middle = residual.sort(dim=1).values[:, (samples - 1) // 2 : samples // 2 + 1]
+        return middle.mean(dim=1)
+    chosen = index if method == "index" else 0
+    if chosen >= samples:
+        raise ValueError(
+            f"index {chosen}: there are only {samples} samples, counted from 0; raise samples in RDDM Sampler"
+        )
+    return residual[:, chosen]

@@ -1,0 +1,110 @@
+"""What saved workflows and users rely on: ids, order, types, defaults; tooltips, help pages, translations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NODES = ["RDDMModelLoader", "RDDMDefocusMap", "RDDMPreDeblur", "RDDMSampler", "RDDMResidualMerge"]
+FROZEN = ("input", "input_order", "output", "output_name")
+
+
+@pytest.fixture
+def object_info(pack: SimpleNamespace) -> dict[str, Any]:
+    """As JSON gives it to the front end."""
+    return json.loads(json.dumps({name: node.define_schema().object_info() for name, node in pack.nodes.items()}))
+
+
+def all_inputs(info: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Every input of a node, those of choices under `choice_name` as in translations."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def take(groups: dict[str, Any], prefix: str) -> None:
+        for group in groups.values():
+            for name, (kind, options) in group.items():
+                found[prefix + name] = kind, options
+                if kind == "COMFY_DYNAMICCOMBO_V3":
+                    for option in options["options"]:
+                        take(option["inputs"], f"{prefix}{name}_")
+
+    take(info["input"], "")
+    return found
+
+
+def frozen(info: dict[str, Any]) -> dict[str, Any]:
+    """The part that must never change: texts and the files on this machine are none of it."""
+
+    def without_texts(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_texts(item) for key, item in value.items() if key != "tooltip"}
+        return [without_texts(item) for item in value] if isinstance(value, list) else value
+
+    result = without_texts({key: info[key] for key in FROZEN})
+    if "file" in result["input"]["required"]:
+        result["input"]["required"]["file"][1]["options"] = []
+    return result
+
+
+def test_ids_order_types_and_defaults_are_frozen(object_info: dict[str, Any]) -> None:
+    golden = json.loads((ROOT / "tests" / "golden" / "object_info.json").read_text(encoding="utf-8"))
+    assert list(object_info) == list(golden) == NODES
+    for name in NODES:
+        assert frozen(object_info[name]) == golden[name]
+        # Saved widget values have positions: the order within the groups counts too, which == does not see.
+        for group, names in object_info[name]["input_order"].items():
+            assert list(object_info[name]["input"][group]) == names
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_everything_is_explained(object_info: dict[str, Any], name: str) -> None:
+    info = object_info[name]
+    assert info["category"] == "RDDM defocus deblurring"
+    assert len(info["description"]) > 20 and len(info["search_aliases"]) >= 3
+    assert all(tooltip and tooltip.endswith(".") for tooltip in info["output_tooltips"])
+    for identity, (kind, options) in all_inputs(info).items():
+        assert options["tooltip"].endswith("."), identity
+        if kind in ("INT", "FLOAT"):
+            assert options["min"] <= options["default"] <= options["max"], identity
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_help_page_names_every_input_and_output(object_info: dict[str, Any], name: str) -> None:
+    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    info = object_info[name]
+    assert page.startswith(f"# {info['display_name']}\n")
+    for identity in [*info["input_order"]["required"], *info["input_order"].get("optional", []), *info["output_name"]]:
+        assert f"- **{identity.replace('_', ' ')}**" in page, identity
+
+
+def test_english_texts_are_those_of_the_schema(object_info: dict[str, Any]) -> None:
+    translations = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert list(translations) == NODES
+    for name, info in object_info.items():
+        outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
+        assert translations[name] == {
+            "display_name": info["display_name"],
+            "description": info["description"],
+            "inputs": {
+                identity: {"name": identity.split("_")[-1] if nested else plain, "tooltip": options["tooltip"]}
+                for identity, (_, options) in all_inputs(info).items()
+                for plain in [identity.replace("_", " ")]
+                for nested in [
+                    identity not in info["input_order"]["required"] + info["input_order"].get("optional", [])
+                ]
+            },
+            "outputs": {
+                str(i): {"name": output.replace("_", " "), "tooltip": tooltip}
+                for i, (output, tooltip) in enumerate(outputs)
+            },
+        }
+
+
+def test_only_the_v3_entry_point(pack: SimpleNamespace) -> None:
+    # The host looks at NODE_CLASS_MAPPINGS first and never at comfy_entrypoint then.
+    assert not hasattr(pack.module, "NODE_CLASS_MAPPINGS")
+    assert (ROOT / pack.module.WEB_DIRECTORY / "docs").is_dir()

@@ -1,0 +1,209 @@
+"""Manners towards the host: memory, progress, previews, interrupts."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rddm_core import pipeline
+from rddm_core.config import lite
+from rddm_core.networks.model import RDDM
+
+Submodule = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def sample(pack: SimpleNamespace, model: Any, photo: Tensor, painted: Tensor) -> Callable[..., Any]:
+    """Run the sampler on the photo."""
+
+    def run(**inputs: Any) -> Any:
+        values = {"model": model, "pre_deblurred": photo, "map": painted, "seed": 0, "steps": 3, "eta": 0.0}
+        values |= {"samples": 2, "tiling": {"tiling": "auto"}}
+        return pack.nodes["RDDMSampler"].execute(**{**values, **inputs}).result
+
+    return run
+
+
+# ---------------------------------------------------------------- progress, preview, interrupt
+
+
+def test_progress_per_step(sample: Callable[..., Any], fake_host: SimpleNamespace) -> None:
+    sample()
+    total = 2 * 2 * 3  # pictures, samples, steps
+    assert [update[:2] for update in fake_host.utils.updates] == [(done, total) for done in range(1, total + 1)]
+    assert all(preview is None for _, _, preview in fake_host.utils.updates)  # --preview-method none
+
+
+def test_progress_per_tile(pack: SimpleNamespace, model: Any, photo: Tensor, fake_host: SimpleNamespace) -> None:
+    pack.nodes["RDDMPreDeblur"].execute(model=model, image=photo)
+    assert [update[:2] for update in fake_host.utils.updates] == [(1, 2), (2, 2)]
+
+
+def test_preview_per_step(
+    sample: Callable[..., Any], fake_host: SimpleNamespace, submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_host.args, "preview_method", fake_host.previews.Auto)
+    monkeypatch.setattr(submodule("nodes.host"), "PREVIEW_INTERVAL", 0)
+    monkeypatch.setattr(fake_host.args, "preview_size", 77)
+    sample(samples=1)
+    shown = [(update[0], update[2]) for update in fake_host.utils.updates if update[2] is not None]
+    assert [done for done, _ in shown] == [1, 2, 3]  # of the first picture
+    for _, (kind, picture, size) in shown:
+        assert kind == "JPEG" and size == 77 and picture.size == (90, 70) and picture.mode == "RGB"
+    assert shown[0][1][1].tobytes() != shown[-1][1][1].tobytes()
+
+
+def test_previews_are_not_sent_faster_than_they_can_be_seen(
+    sample: Callable[..., Any], fake_host: SimpleNamespace, submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_host.args, "preview_method", fake_host.previews.Auto)
+    monkeypatch.setattr(submodule("nodes.host"), "PREVIEW_INTERVAL", 3600)
+    sample()
+    assert sum(update[2] is not None for update in fake_host.utils.updates) <= 1
+
+
+@pytest.mark.parametrize("passing", [0, 1, 2, 5])
+def test_interrupt_stops_within_one_evaluation(
+    sample: Callable[..., Any], fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, passing: int
+) -> None:
+    monkeypatch.setattr(fake_host.management, "interrupt_after", passing)
+    with pytest.raises(fake_host.management.InterruptProcessingException):
+        sample()
+    assert len(fake_host.utils.updates) <= passing
+
+
+def test_interrupt_reaches_the_other_stages(
+    pack: SimpleNamespace, model: Any, photo: Tensor, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in ("RDDMDefocusMap", "RDDMPreDeblur"):
+        monkeypatch.setattr(fake_host.management, "interrupt_after", 1)
+        with pytest.raises(fake_host.management.InterruptProcessingException):
+            pack.nodes[node].execute(model=model, image=photo)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_the_host_loads_the_model(sample: Callable[..., Any], model: Any, fake_host: SimpleNamespace) -> None:
+    sample()
+    ((patcher, needed, full),) = fake_host.management.load_calls
+    assert patcher is model and full and needed > 0
+
+
+def test_weights_left_behind_are_fetched(
+    sample: Callable[..., Any], model: Any, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--novram loads nothing in advance, which layers of other libraries cannot bear."""
+    monkeypatch.setattr(fake_host.management, "partial_loading", True)
+    monkeypatch.setattr(model, "loaded", 0)
+    sample()
+    assert model.loaded_size() == model.model_size()
+
+
+class Peak(TorchDispatchMode):
+    """The largest sum of bytes in tensors made while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, int] = {}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.alive:
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata] = storage.nbytes()
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._freed, storage._cdata)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self.bytes -= self.alive.pop(key, 0)
+
+
+@pytest.mark.parametrize("size", [(192, 256), (64, 64)])
+def test_memory_is_asked_for_as_it_is_used(submodule: Submodule, size: tuple[int, int]) -> None:
+    networks = RDDM(lite()).eval().requires_grad_(False)
+    image, defocus_map = torch.rand(1, 3, *size), torch.rand(1, 1, *size)
+    with Peak() as peak:
+        pipeline.estimate_defocus_map(networks, image)
+        pipeline.pre_deblur(networks, image, defocus_map)
+        pipeline.sample_residual(networks, image, defocus_map)
+    needed = submodule("nodes.host").memory_required(lite(), *size)
+    assert peak.peak <= needed <= 2 * peak.peak
+
+
+@pytest.fixture
+def limited(submodule: Submodule, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int | None]]:
+    """Let a stage of the core run out of memory above a number of pixels; gives the tiles that were tried."""
+    core, tried = submodule("rddm_core.pipeline"), []
+
+    def limit(stage: str, pixels: int) -> list[int | None]:
+        original = getattr(core, stage)
+
+        def run(networks: Any, picture: Tensor, *args: Any, tile: int | None, **options: Any) -> Tensor:
+            tried.append(tile)
+            side = max(picture.shape[-2:]) if tile is None else tile
+            if min(side, picture.shape[-2]) * min(side, picture.shape[-1]) > pixels:
+                raise torch.OutOfMemoryError("out of memory")
+            return original(networks, picture, *args, tile=tile, **options)
+
+        monkeypatch.setattr(core, stage, run)
+        return tried
+
+    return limit
+
+
+def test_tiles_are_halved_where_memory_runs_out(
+    sample: Callable[..., Any], limited: Callable[..., Any], fake_host: SimpleNamespace
+) -> None:
+    picture = torch.rand(1, 260, 600, 3, generator=torch.Generator().manual_seed(3))
+    whole, _ = sample(pre_deblurred=picture, samples=1)
+    fake_host.management.load_calls.clear()
+    tried = limited("sample_residual", 200 * 200)
+    emptied = fake_host.management.emptied
+    tiled, _ = sample(pre_deblurred=picture, samples=1)
+    assert tried == [None, 300, 150]
+    assert fake_host.management.emptied == emptied + 2
+    asked = [needed for _, needed, _ in fake_host.management.load_calls]
+    assert asked == sorted(asked, reverse=True) and len(set(asked)) == 3
+    assert (tiled - whole).abs().mean() < 0.1 * whole.abs().mean()
+
+
+def test_pre_deblur_halves_too(pack: SimpleNamespace, model: Any, limited: Callable[..., Any], painted: Tensor) -> None:
+    tried = limited("pre_deblur", 200 * 200)
+    picture = torch.rand(1, 300, 300, 3, generator=torch.Generator().manual_seed(3))
+    (guess,) = pack.nodes["RDDMPreDeblur"].execute(model=model, image=picture, map=painted).result
+    assert tried == [None, 150] and guess.shape == picture.shape
+
+
+def test_below_the_smallest_tile_the_error_stands(sample: Callable[..., Any], limited: Callable[..., Any]) -> None:
+    tried = limited("sample_residual", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(pre_deblurred=torch.rand(1, 300, 300, 3))
+    assert tried == [None, 150]
+
+
+def test_other_errors_are_not_tried_again(
+    sample: Callable[..., Any], submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def broken(*args: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(submodule("rddm_core.pipeline"), "sample_residual", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        sample(pre_deblurred=torch.rand(1, 300, 300, 3))
+    assert calls == [1]
