@@ -150,7 +150,10 @@ def summarise(
 
 def format_table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| size | network | precision | s (min to max) | MB | time ratio | memory ratio |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| size | network | precision | s (min to max) | MB | time ratio | memory ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for r in rows:
         spread = f"{r['seconds']:.2f} ({r['seconds_min']:.2f} to {r['seconds_max']:.2f})"
         ratios = f"{r['time_ratio']:.2f} | {r['memory_ratio']:.2f}"

@@ -8,7 +8,7 @@ Format version 1:
   time to time (SegFormer's changed between 5.6 and 5.14), so theirs are translated by the tables at the end
   of this module and nowhere else. BatchNorm's `num_batches_tracked` is not stored: no output depends on it.
 - Matrices and kernels are stored in half precision, vectors (biases, norm weights, running statistics) in
-  fp32: running variances span more orders of magnitude than fp16 does, and all vectors together are 1 % of
+  fp32: running variances span more orders of magnitude than fp16 does, and all vectors together are 2 % of
   the file.
 
 A checkpoint may come from anywhere. Nothing in it is executed, and no memory is taken for a network before
@@ -170,6 +170,7 @@ def load_checkpoint(
 
 # ---------------------------------------------------------------- reading what cannot be trusted
 
+Shapes = Mapping[str, tuple[int, ...]]
 Metadata = tuple[RDDMConfig, float, int, dict[str, Any], str]
 """Configuration, residual scale, recommended steps, provenance and licence."""
 
@@ -200,9 +201,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: truncated or damaged ({error}); {FETCH_AGAIN}") from error
 
 
-def _stored_shapes(path: Path, file: Any) -> dict[str, tuple[int, ...]]:
+def _stored_shapes(path: Path, file: Any) -> Shapes:
     shapes = {}
-    for name in file.keys():  # noqa: SIM118 - a safetensors handle, no mapping
+    for name in file.keys():
         stored = file.get_slice(name)
         if (kind := stored.get_dtype()) not in STORED_DTYPES:
             raise CheckpointError(f"{path}: {name} is of type {kind}, not floating point; {FETCH_AGAIN}")
@@ -268,9 +269,6 @@ def _check_bounds(value: Any, where: str = "config") -> None:
         high = 64 if counts_blocks else 100_000 if where.endswith("timesteps") else 8192
         if not low <= value <= high:
             raise ValueError(f"{where} must be {low} to {high}, not {value}")
-
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def _compare(path: Path, stored: Shapes, wanted: Shapes) -> None:

@@ -81,9 +81,7 @@ def _add_deblur(commands: Any) -> None:
     _add_settings(parser)
     _add_model(parser)
     extras = parser.add_argument_group("also write, beside each result")
-    extras.add_argument(
-        "--save-map", action="store_true", help="NAME.map.png: defocus map, white = out of focus"
-    )
+    extras.add_argument("--save-map", action="store_true", help="NAME.map.png: defocus map, white = out of focus")
     extras.add_argument(
         "--save-pre-deblur",
         action="store_true",
@@ -114,6 +112,13 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
     parser.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N pairs")
     parser.add_argument(
+        "--enlarge",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="enlarge both pictures N times first, as if the camera had more megapixels",
+    )
+    parser.add_argument(
         "--where",
         type=_condition,
         action="append",
@@ -138,9 +143,7 @@ def _add_info(commands: Any) -> None:
     parser = commands.add_parser(
         "info", help="show what a checkpoint holds", description="Show what a checkpoint holds."
     )
-    parser.add_argument(
-        "checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="default: the shipped weights"
-    )
+    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT", help="default: the shipped weights")
     parser.set_defaults(run=run_info)
 
 
@@ -153,9 +156,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="diffusion steps; 0 = what the weights recommend (default)",
     )
     group.add_argument("--seed", type=int, default=0, help="noise seed (default: 0)")
-    group.add_argument(
-        "--strength", type=float, default=1.0, help="0 = the input, 1 = the full change (default)"
-    )
+    group.add_argument("--strength", type=float, default=1.0, help="0 = the input, 1 = the full change (default)")
     group.add_argument(
         "--samples",
         type=_at_least(1),
@@ -228,9 +229,7 @@ def run_deblur(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def plan_jobs(
-    inputs: Iterable[Path], output: str, extras: Sequence[str] = ()
-) -> tuple[list[Job], dict[Path, str]]:
+def plan_jobs(inputs: Iterable[Path], output: str, extras: Sequence[str] = ()) -> tuple[list[Job], dict[Path, str]]:
     """What is read and what is written, before anything is done.
 
     Returns the jobs and, for inputs that cannot be read at all, the reasons. Of a folder the pictures
@@ -372,7 +371,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     settings = _settings(args)
     model = _load_model(args)
     results = []
-    for result in _progress(evaluate(pairs, rddm_method(model, settings)), "pairs", len(pairs)):
+    for result in _progress(evaluate(pairs, rddm_method(model, settings), enlarge=args.enlarge), "pairs", len(pairs)):
         results.append(result)
         if result.error is not None:
             _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
@@ -384,6 +383,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.json:
         about = {
             "manifest": args.manifest.name,
+            "enlarge": args.enlarge,
             "where": dict(args.where),
             "model": args.model.name if args.model else "shipped weights",
             "settings": vars(settings) | {"steps": settings.steps or model.recommended_steps},
@@ -485,9 +485,7 @@ def _load_model(args: argparse.Namespace) -> RDDM:
     dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     device = choose_device(args.device)
     try:
-        return load_checkpoint(
-            args.model or default_checkpoint_path(), dtype=dtypes[args.dtype], device=device
-        )
+        return load_checkpoint(args.model or default_checkpoint_path(), dtype=dtypes[args.dtype], device=device)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
 
@@ -570,9 +568,7 @@ def _word_or_number(*words: str) -> Callable[[str], str | int]:
         if text in words:
             return text
         if not text.isdecimal() or int(text) == 0:
-            raise argparse.ArgumentTypeError(
-                f"must be {', '.join(words)} or a number of pixels, not {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"must be {', '.join(words)} or a number of pixels, not {text!r}")
         return int(text)
 
     return parse

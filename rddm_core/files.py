@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,8 @@ def atomic_target(path: Path) -> Iterator[Path]:
     On any failure, Ctrl-C too, it is removed. Missing folders are made. The body creates the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    # Not made from the name of `path`, which may already be as long as the file system allows.
+    partial = path.parent / f".{uuid.uuid4().hex}.partial"
     try:
         yield partial
         os.replace(partial, path)

@@ -101,13 +101,9 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(
-            f"{path} is not a JPEG, PNG, WebP, TIFF or BMP picture: convert it to one of these"
-        ) from error
+        raise ImageError(f"{path} is not a JPEG, PNG, WebP, TIFF or BMP picture: convert it to one of these") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{path} is larger than {max_pixels / 1e6:.0f} megapixels: reduce it first"
-        ) from error
+        raise ImageError(f"{path} is larger than {max_pixels / 1e6:.0f} megapixels: reduce it first") from error
     except MemoryError as error:
         raise ImageError(f"{path} does not fit into memory: reduce it first") from error
     except Exception as error:  # damaged files raise whatever the decoder stumbles over
@@ -129,9 +125,7 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
         raise ImageError(f"{path}: pixels must be [3, H, W], not {list(pixels.shape)}")
     if not bool(torch.isfinite(pixels).all()):
-        raise ImageError(
-            f"{path}: the picture holds NaN or infinite values; if it was computed in fp16, use fp32"
-        )
+        raise ImageError(f"{path}: the picture holds NaN or infinite values; if it was computed in fp16, use fp32")
     if max(pixels.shape[1:]) > _MAX_SIDE.get(format, 2**31):
         raise ImageError(f"{path}: {format} holds at most {_MAX_SIDE[format]} pixels a side: save it as PNG")
     image = _encode(path, format, pixels, like)
@@ -147,9 +141,7 @@ def format_for(path: Path) -> str:
     """The format that the extension of `path` stands for; ImageError names those that are written."""
     format = FORMAT_OF_EXTENSION.get(path.suffix.lower())
     if format is None:
-        raise ImageError(
-            f"{path}: pictures are written as {', '.join(FORMAT_OF_EXTENSION)}; choose one of these"
-        )
+        raise ImageError(f"{path}: pictures are written as {', '.join(FORMAT_OF_EXTENSION)}; choose one of these")
     return format
 
 
@@ -267,9 +259,7 @@ def _encode(path: Path, format: str, pixels: Tensor, like: LoadedImage | None) -
         if alpha.shape[1:] != pixels.shape[1:]:
             raise ImageError(f"{path}: alpha is {list(alpha.shape)}, but the pixels are {list(pixels.shape)}")
         if format in _WITHOUT_ALPHA:
-            logger.warning(
-                "%s: %s holds no transparency, it is left out; save as PNG or WebP to keep it", path, format
-            )
+            logger.warning("%s: %s holds no transparency, it is left out; save as PNG or WebP to keep it", path, format)
         else:
             planes.append(alpha.to(pixels))
     values = torch.cat(planes).detach().float().cpu().clamp(0, 1)

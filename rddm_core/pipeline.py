@@ -226,13 +226,9 @@ def sample_residual(
         preview = _Preview(callbacks.preview, pre_deblurred[:1]) if callbacks.preview and b == 0 else None
         for area in tiles:
             # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile, never per step.
-            guess, area_map = (
-                cut(x[b : b + 1], area).to(_device(model)) for x in (pre_deblurred, defocus_map)
-            )
+            guess, area_map = (cut(x[b : b + 1], area).to(_device(model)) for x in (pre_deblurred, defocus_map))
             callbacks.check()
-            semantic = (
-                model.guidance(guess) if guidance is None else _cut_guidance(guidance, b, area, tiles[-1])
-            )
+            semantic = model.guidance(guess) if guidance is None else _cut_guidance(guidance, b, area, tiles[-1])
             callbacks.check()
             condition = model.denoiser.encode_condition(guess, area_map)
             for n in range(samples):
@@ -343,9 +339,7 @@ def deblur(
             drawn = _enlarge(drawn[0], (height, width))[None]
         where = None if mask is None else mask[b : b + 1]
         merge = partial(merge_residual, original, guess, strength=settings.strength, mask=where)
-        results.append(
-            (torch.cat([merge(drawn[:, n]) for n in range(settings.samples)]), item_map, guess, drawn)
-        )
+        results.append((torch.cat([merge(drawn[:, n]) for n in range(settings.samples)]), item_map, guess, drawn))
     return DeblurResult(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
@@ -390,9 +384,7 @@ def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
     if not isinstance(seed, Sequence):
         return [int(seed) + b for b in range(batch)]
     if len(seed) != batch:
-        raise ValueError(
-            f"{len(seed)} seeds for a batch of {batch}: give one per picture, or a single number"
-        )
+        raise ValueError(f"{len(seed)} seeds for a batch of {batch}: give one per picture, or a single number")
     return [int(s) for s in seed]
 
 
@@ -436,22 +428,14 @@ def _device(model: RDDM) -> torch.device:
 
 def _check_picture(image: Tensor, name: str, bounded: bool = True) -> None:
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
-        raise ValueError(
-            f"{name} must be a tensor [B, 3, H, W] of at least one pixel, not {_describe(image)}"
-        )
+        raise ValueError(f"{name} must be a tensor [B, 3, H, W] of at least one pixel, not {_describe(image)}")
     _check_values(image, name, bounded)
 
 
 def _fit_map(x: Tensor, image: Tensor, name: str) -> Tensor:
     """A map or mask, checked and resized to the picture: [B, 1, H, W] float32 on the picture's device."""
     batch = len(image)
-    if (
-        not isinstance(x, Tensor)
-        or x.ndim != 4
-        or x.shape[1] != 1
-        or len(x) not in (1, batch)
-        or x.numel() == 0
-    ):
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 1 or len(x) not in (1, batch) or x.numel() == 0:
         raise ValueError(f"{name} must be a tensor [B, 1, h, w] with B = {batch} or 1, not {_describe(x)}")
     _check_values(x, name)
     fitted = _resize(x.to(image.device, torch.float32), (image.shape[-2], image.shape[-1]))

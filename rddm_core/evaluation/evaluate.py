@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..files import write_text
 from ..images import ImageError, load_image
@@ -136,15 +137,21 @@ def rddm_method(model: RDDM, settings: DeblurSettings) -> Method:
     return restore
 
 
-def evaluate_pair(pair: Pair, method: Method, metrics: Sequence[Metric] = METRICS) -> PairScores:
+def evaluate_pair(pair: Pair, method: Method, metrics: Sequence[Metric] = METRICS, enlarge: int = 1) -> PairScores:
     """Score the input and every row of `method`.
 
+    `enlarge`: both pictures are enlarged that many times (bicubic) first, which stands for a photograph of more
+    megapixels with as much larger circles of confusion.
     Raises ImageError for a picture that cannot be read and ValueError for pictures of different sizes.
     """
     blurred, sharp = load_image(pair.blurred).pixels, load_image(pair.sharp).pixels
     if blurred.shape != sharp.shape:
         sizes = [f"{p.shape[2]}x{p.shape[1]}" for p in (blurred, sharp)]
         raise ValueError(f"{pair.blurred.name} is {sizes[0]}, but {pair.sharp.name} is {sizes[1]}")
+    if enlarge > 1:
+        blurred, sharp = (
+            F.interpolate(p[None], scale_factor=enlarge, mode="bicubic")[0].clamp(0, 1) for p in (blurred, sharp)
+        )
     started = time.perf_counter()
     rows = {BLURRED: blurred, **method(blurred)}
     seconds = time.perf_counter() - started
@@ -153,12 +160,12 @@ def evaluate_pair(pair: Pair, method: Method, metrics: Sequence[Metric] = METRIC
 
 
 def evaluate(
-    pairs: Iterable[Pair], method: Method, metrics: Sequence[Metric] = METRICS
+    pairs: Iterable[Pair], method: Method, metrics: Sequence[Metric] = METRICS, enlarge: int = 1
 ) -> Iterator[PairScores]:
     """Score pair after pair; one that cannot be scored yields its error and the others go on."""
     for pair in pairs:
         try:
-            yield evaluate_pair(pair, method, metrics)
+            yield evaluate_pair(pair, method, metrics, enlarge)
         except (ImageError, ValueError, OSError, RuntimeError) as error:
             yield PairScores(pair, error=str(error))
 
@@ -170,9 +177,7 @@ def summarise(results: Iterable[PairScores], metrics: Sequence[Metric] = METRICS
     for row in scored[0].rows if scored else ():
         for metric in metrics:
             values = [r.rows[row][metric.name] for r in scored]
-            gains = [
-                metric.gain(v, r.rows[BLURRED][metric.name]) for v, r in zip(values, scored, strict=True)
-            ]
+            gains = [metric.gain(v, r.rows[BLURRED][metric.name]) for v, r in zip(values, scored, strict=True)]
             worst_gain = min(gains)
             table.append(
                 Summary(
@@ -202,10 +207,7 @@ def format_table(summaries: Iterable[Summary], metrics: Sequence[Metric] = METRI
         lines.append((s.row, s.metric, *(f"{v:.{n}f}" for v in (s.mean, s.median, s.worst)), *shown_gains))
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     aligned = (
-        [
-            cell.ljust(w) if i < 2 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
+        [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
         for line in lines
     )
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)

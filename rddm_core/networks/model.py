@@ -24,7 +24,8 @@ class RDDM(nn.Module):
         recommended_steps: sampling steps chosen by measurement for these weights.
 
     `ops` makes our own layers (`torch.nn`, or a host's layers that cast on use); estimator and backbone are library
-    models and do without. Nothing is downloaded.
+    models and do without. Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the
+    networks' strides.
     """
 
     def __init__(self, config: RDDMConfig, ops: Any = nn) -> None:
@@ -36,6 +37,9 @@ class RDDM(nn.Module):
         self.denoiser = DenoisingNetwork(
             config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell, ops
         )
-        self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride, config.attention_cell)
+        self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride)
+        if config.attention_cell % self.stride:
+            raise ValueError(f"attention_cell {config.attention_cell} must be a multiple of the stride {self.stride}")
+        self.stride = config.attention_cell
         self.residual_scale = 1.0
         self.recommended_steps = 1

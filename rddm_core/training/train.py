@@ -50,7 +50,9 @@ class Objective(nn.Module):
         if self.recipe.stage == "estimator":
             return {"loss": estimator_loss(self.model.estimator(blurred), batch["map"])}
         t, noise = self._noise(batch)
-        estimate = estimate_training_map(self.model, blurred, MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)])
+        estimate = estimate_training_map(
+            self.model, blurred, MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
+        )
         known = batch["map_known"][:, :, None, None]
         defocus_map = known * batch["map"] + (1 - known) * estimate
         residual, anchor = joint_loss(

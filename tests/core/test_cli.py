@@ -83,9 +83,7 @@ def test_one_file_into_a_file(run, tmp_path: Path, tiny_checkpoint: Path) -> Non
 
     model, picture = load_checkpoint(tiny_checkpoint), load_image(source).pixels[None]
     expected = deblur(model, picture, settings=DeblurSettings(seed=3, steps=1)).image[0]
-    assert np.array_equal(
-        values(tmp_path / "new/b.png"), (expected * 255).round().byte().permute(1, 2, 0).numpy()
-    )
+    assert np.array_equal(values(tmp_path / "new/b.png"), (expected * 255).round().byte().permute(1, 2, 0).numpy())
     assert not np.array_equal(values(tmp_path / "new/b.png"), values(source))
 
 
@@ -262,9 +260,7 @@ def test_tiles_and_working_size_reach_the_pipeline(run, tmp_path: Path) -> None:
     }.items():
         assert run(source, "-o", tmp_path / f"{name}.png", *options)[0] == 0
         results[name] = values(tmp_path / f"{name}.png").astype(int)
-    assert np.array_equal(results["auto"], results["off"]) and np.array_equal(
-        results["auto"], results["full"]
-    )
+    assert np.array_equal(results["auto"], results["off"]) and np.array_equal(results["auto"], results["full"])
     assert not np.array_equal(results["auto"], results["64"])
     assert not np.array_equal(results["auto"], results["small"])
 
@@ -319,9 +315,7 @@ def test_wrong_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert model in capsys.readouterr().err
 
 
-def test_info_shows_what_the_checkpoint_holds(
-    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_info_shows_what_the_checkpoint_holds(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info", str(tiny_checkpoint)]) == 0
     shown = capsys.readouterr().out
     model = load_checkpoint(tiny_checkpoint)

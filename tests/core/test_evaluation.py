@@ -157,10 +157,7 @@ def test_files_hold_every_row_and_error(manifest: Path, tmp_path: Path) -> None:
     assert (document["model"], document["pairs"], document["failed"]) == ("none", 4, 2)
     summary = {(s.row, s.metric): s for s in summarise(results)}
     half = document["summary"]["half"]["psnr"]
-    assert (
-        half["mean"] == summary["half", "psnr"].mean
-        and half["worst_pair"] == summary["half", "psnr"].worst_pair
-    )
+    assert half["mean"] == summary["half", "psnr"].mean and half["worst_pair"] == summary["half", "psnr"].worst_pair
     assert len(document["results"]) == 8
 
 
@@ -179,21 +176,14 @@ def test_command_scores_what_deblur_would_write(
 ) -> None:
     scores = tmp_path / "scores.json"
     arguments = ["evaluate", str(manifest), "--where", "split=val", "--model", str(tiny_checkpoint)]
-    assert (
-        main([*arguments, "--json", str(scores), "--csv", str(tmp_path / "scores.csv"), "--steps", "2"]) == 0
-    )
+    assert main([*arguments, "--json", str(scores), "--csv", str(tmp_path / "scores.csv"), "--steps", "2"]) == 0
     table = capsys.readouterr().out
     assert "2 pairs, 2 steps" in table and "pre-deblurred" in table
     document = json.loads(scores.read_text())
     assert document["where"] == {"split": "val"} and document["settings"]["steps"] == 2
 
     data = manifest.parent / "data"
-    assert (
-        main(
-            ["deblur", str(data / "b20.png"), "-o", str(tmp_path / "r.png"), "--model", str(tiny_checkpoint)]
-        )
-        == 0
-    )
+    assert main(["deblur", str(data / "b20.png"), "-o", str(tmp_path / "r.png"), "--model", str(tiny_checkpoint)]) == 0
     final, sharp = load_image(tmp_path / "r.png").pixels, load_image(data / "sharp.png").pixels
     (line,) = [x for x in document["results"] if x["blur"] == "data/b20.png" and x["row"] == "final"]
     for metric, function in (("psnr", psnr_8bit), ("ssim", ssim), ("mae", mae)):
@@ -206,11 +196,7 @@ def test_command_exits_with_1_where_pairs_fail(
 ) -> None:
     assert main(["evaluate", str(manifest), "--model", str(tiny_checkpoint)]) == 1
     shown = capsys.readouterr()
-    assert (
-        "2 pairs" in shown.out
-        and "2 of 4 pairs failed" in shown.err
-        and "none.png does not exist" in shown.err
-    )
+    assert "2 pairs" in shown.out and "2 of 4 pairs failed" in shown.err and "none.png does not exist" in shown.err
     assert main(["evaluate", str(manifest), "--where", "split=test", "--model", str(tiny_checkpoint)]) == 1
     assert "no rows with split=test" in capsys.readouterr().err
 
@@ -220,3 +206,16 @@ def test_command_refuses_senseless_options(manifest: Path, extra: list[str]) -> 
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(manifest), *extra])
     assert stop.value.code == 2
+
+
+def test_enlarged_pairs_are_scored_at_their_new_size(manifest: Path) -> None:
+    pair, seen = read_manifest(manifest)[0], []
+
+    def look(blurred: Tensor) -> dict[str, Tensor]:
+        seen.append(tuple(blurred.shape))
+        return {"same": blurred}
+
+    scores = evaluate_pair(pair, look, enlarge=3)
+    assert seen == [(3, 72, 96)]
+    assert scores.rows["same"] == scores.rows["blurred"]
+    assert scores.rows["blurred"]["mae"] == pytest.approx(10 / 255, abs=1e-4)

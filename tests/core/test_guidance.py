@@ -183,9 +183,7 @@ def test_features_for_level() -> None:
     torch.testing.assert_close(features_for_level((flat,), 0, (7, 9)), torch.full((1, 2, 7, 9), 0.25))
 
 
-def test_weights_from_files(
-    tmp_path: Path, published: dict[str, Tensor], pretrained: GuidanceNetwork
-) -> None:
+def test_weights_from_files(tmp_path: Path, published: dict[str, Tensor], pretrained: GuidanceNetwork) -> None:
     timm_keys = convert_efficientnet_lite0(published)
     torch.save(published, tmp_path / "package-keys.pth")
     torch.save(timm_keys, tmp_path / "timm-keys.pt")

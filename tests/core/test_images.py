@@ -207,9 +207,7 @@ def test_damaged_exif_costs_the_exif_alone(tmp_path: Path, caplog: pytest.LogCap
     save_image(tmp_path / "b.jpg", loaded.pixels, loaded)
 
 
-def test_exif_too_long_for_jpeg_is_dropped_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_exif_too_long_for_jpeg_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     picture().save(tmp_path / "a.png", exif=exif_with(None, maker_note=bytes(70000)))
     loaded = load_image(tmp_path / "a.png")
     save_image(tmp_path / "b.jpg", loaded.pixels, loaded)
@@ -226,9 +224,7 @@ def test_colour_profile_is_kept(tmp_path: Path, extension: str) -> None:
 
 
 def test_cmyk_becomes_rgb_without_the_cmyk_profile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(
-        tmp_path / "a.jpg", quality=95, icc_profile=icc_header(b"CMYK")
-    )
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95, icc_profile=icc_header(b"CMYK"))
     loaded = load_image(tmp_path / "a.jpg")
     assert loaded.icc is None and "CMYK profile" in caplog.text
     assert loaded.pixels[0].min() > 0.9 and loaded.pixels[1:].max() < 0.1  # magenta and yellow ink make red
@@ -349,9 +345,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="16383"):
         save_image(tmp_path / "a.webp", torch.zeros(3, 1, 16384))
     with pytest.raises(ImageError, match="alpha is"):
-        save_image(
-            tmp_path / "a.png", torch.rand(3, 2, 2), LoadedImage(torch.rand(3, 1, 1), torch.zeros(1, 1, 1))
-        )
+        save_image(tmp_path / "a.png", torch.rand(3, 2, 2), LoadedImage(torch.rand(3, 1, 1), torch.zeros(1, 1, 1)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -360,16 +354,12 @@ def test_values_outside_the_range_are_clipped(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[0, 128, 255]]]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_image(tmp_path / "a.png", torch.zeros(3, 2, 2))
     before = (tmp_path / "a.png").read_bytes()
     for error, seen in ((OSError("disk full"), ImageError), (KeyboardInterrupt(), KeyboardInterrupt)):
 
-        def fail(
-            self: Image.Image, handle: io.BufferedWriter, *, error: BaseException = error, **_: object
-        ) -> None:
+        def fail(self: Image.Image, handle: io.BufferedWriter, *, error: BaseException = error, **_: object) -> None:
             handle.write(b"half a picture")
             raise error
 
@@ -388,6 +378,12 @@ def test_atomic_target_makes_folders_and_replaces(tmp_path: Path) -> None:
             assert partial.parent == target.parent
         assert target.read_text() == text
     assert os.listdir(target.parent) == ["a.txt"]
+
+
+def test_names_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    name = "ä" * 125 + ".png"
+    save_image(tmp_path / name, torch.zeros(3, 2, 2))
+    assert os.listdir(tmp_path) == [name]
 
 
 def test_new_files_get_the_usual_permissions(tmp_path: Path) -> None:

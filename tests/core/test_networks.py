@@ -242,6 +242,11 @@ def test_state_entry_encoder_runs_everything_per_step():
     assert len(denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))) == 1
 
 
+def test_an_attention_cell_off_the_strides_is_refused():
+    with pytest.raises(ValueError, match="multiple of the stride 64"):
+        RDDM(replace(small(lite()), attention_cell=96))
+
+
 class TestConfig:
     @pytest.mark.parametrize("config", [lite(), paper(), small(lite())], ids=["lite", "paper", "small"])
     def test_round_trip(self, config):

@@ -265,9 +265,7 @@ def test_map_order_and_user_map_decide_on_estimates() -> None:
         assert len(oracle.estimated) == calls
         if order == "two_pass" and given is None:
             assert torch.equal(oracle.estimated[2], 0.5 * image[:1] + 0.2)
-            assert torch.allclose(
-                result.defocus_map, torch.sigmoid((0.5 * image + 0.2).mean(1, keepdim=True))
-            )
+            assert torch.allclose(result.defocus_map, torch.sigmoid((0.5 * image + 0.2).mean(1, keepdim=True)))
             assert torch.equal(oracle.conditions[0][1][..., :64, :80], result.defocus_map[:1])
 
 
@@ -363,9 +361,7 @@ def test_a_reduced_working_size_adds_the_enlarged_change() -> None:
 
 def test_a_working_size_never_enlarges(model: RDDM) -> None:
     image = picture(1, 3, 64, 80)
-    results = [
-        deblur(model, image, settings=DeblurSettings(working_size=s)).image for s in ("full", 80, 999, "auto")
-    ]
+    results = [deblur(model, image, settings=DeblurSettings(working_size=s)).image for s in ("full", 80, 999, "auto")]
     assert all(torch.equal(r, results[0]) for r in results)
 
 
@@ -416,9 +412,7 @@ def stop_after(count: int) -> Callable[[], None]:
 def test_interrupts_pass_through_before_any_evaluation() -> None:
     settings = DeblurSettings(steps=2, tile=128, map_order="two_pass")
     image, seen = picture(1, 3, 64, 192), []
-    deblur(
-        make_oracle(), image, settings=settings, callbacks=Callbacks(check_interrupt=lambda: seen.append(0))
-    )
+    deblur(make_oracle(), image, settings=settings, callbacks=Callbacks(check_interrupt=lambda: seen.append(0)))
     # Two maps, and for each of two tiles: p, H, the condition, two steps.
     assert len(seen) == 2 + 2 * (1 + 1 + 1 + 2)
     for count in range(len(seen)):
@@ -463,9 +457,7 @@ def test_previews_show_the_first_picture_and_end_with_the_result(size: tuple[int
     assert len(previews) == 2 * len(plan_tiles(*size, 128, 64))
     alone: list[Tensor] = []
     callbacks = Callbacks(preview=alone.append)
-    sample_residual(
-        make_oracle(), image, picture(1, 1, 9, 9), steps=2, samples=2, tile=128, callbacks=callbacks
-    )
+    sample_residual(make_oracle(), image, picture(1, 1, 9, 9), steps=2, samples=2, tile=128, callbacks=callbacks)
     assert len(alone) == len(previews)
     for preview in previews:
         assert preview.shape[:2] == (1, 3) and max(preview.shape[-2:]) == min(512, max(size))

@@ -238,5 +238,3 @@ def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_pat
     assert state["step"] <= 1
     run(recipe, resume=True)
     assert torch.load(runs / "paper" / "state.pt", weights_only=True)["step"] == 2
-
-

@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
-PACK = "rddm-défocus pack"  # a space and a letter beyond ASCII: users have such folders
+PACK = "rddm-defocus-deblurring"
 START_TIMEOUT, RUN_TIMEOUT = 180, 600
 BINARY_PREVIEW, BINARY_PREVIEW_WITH_METADATA = 1, 4
 
@@ -60,11 +63,11 @@ class Host:
 
     def get(self, path: str, **query: str) -> Any:
         """JSON, or bytes for anything else."""
-        return asyncio.run(self._request("GET", path, params=query))
+        return self._request(f"{path}?{urlencode(query)}" if query else path)
 
     def post(self, path: str, data: Any) -> Any:
         """Send JSON."""
-        return asyncio.run(self._request("POST", path, json=data))
+        return self._request(path, json.dumps(data).encode())
 
     def add_input(self, picture: Path | Image.Image, name: str) -> str:
         """Put a picture where LoadImage looks."""
@@ -89,14 +92,13 @@ class Host:
         """Queue a prompt and wait for its end. `on_message` may answer with {"path": .., "data": ..} to post."""
         return asyncio.run(self._run(prompt, previews, on_message))
 
-    async def _request(self, method: str, path: str, **options: Any) -> Any:
-        import aiohttp
-
-        async with aiohttp.ClientSession() as session, session.request(method, self.url + path, **options) as answer:
-            body = await answer.read()
-            if answer.status >= 400:
-                raise AssertionError(f"{method} {path}: {answer.status} {body.decode(errors='replace')}")
-            return json.loads(body) if answer.content_type == "application/json" else body
+    def _request(self, path: str, body: bytes | None = None) -> Any:
+        try:
+            with urlopen(Request(self.url + path, body, {"Content-Type": "application/json"}), timeout=60) as answer:
+                content = answer.read()
+                return json.loads(content) if answer.headers.get_content_type() == "application/json" else content
+        except HTTPError as error:
+            raise AssertionError(f"{path}: {error.code} {error.read().decode(errors='replace')}") from error
 
     async def _run(self, prompt: Any, previews: bool, on_message: Any) -> Run:
         import aiohttp
@@ -106,7 +108,7 @@ class Host:
             async with session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=0) as socket_:
                 extra = {"preview_method": "auto"} if previews else {}
                 body = {"prompt": prompt, "client_id": client, "extra_data": extra}
-                identity = (await self._request("POST", "/prompt", json=body))["prompt_id"]
+                identity = (await asyncio.to_thread(self.post, "/prompt", body))["prompt_id"]
                 async with asyncio.timeout(RUN_TIMEOUT):
                     async for message in socket_:
                         if message.type == aiohttp.WSMsgType.BINARY:
@@ -118,13 +120,13 @@ class Host:
                         run.messages.append(parsed)
                         answer = on_message(parsed) if on_message else None
                         if answer:
-                            await self._request("POST", answer["path"], json=answer["data"])
+                            await asyncio.to_thread(self.post, answer["path"], answer["data"])
                         data = parsed["data"]
                         ends = ("execution_success", "execution_error", "execution_interrupted")
                         if parsed["type"] in ends and data.get("prompt_id") == identity:
                             break
         for _ in range(100):  # the history follows the last message
-            run.history = (await self._request("GET", f"/history/{identity}")).get(identity, {})
+            run.history = (await asyncio.to_thread(self.get, f"/history/{identity}")).get(identity, {})
             if run.history:
                 return run
             await asyncio.sleep(0.1)
@@ -150,7 +152,7 @@ def comfyui_path() -> Path:
 @pytest.fixture(scope="session")
 def host(comfyui_path: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """ComfyUI on the CPU with this pack linked into custom_nodes and random weights in models/rddm."""
-    base = tmp_path_factory.mktemp("comfyui")
+    base = tmp_path_factory.mktemp("ComfyUI für Fotos")  # users have such folders
     for folder in ("custom_nodes", "input", "output", "models/rddm", "extra/rddm"):
         (base / folder).mkdir(parents=True)
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)

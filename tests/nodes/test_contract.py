@@ -20,14 +20,14 @@ def object_info(pack: SimpleNamespace) -> dict[str, Any]:
     return json.loads(json.dumps({name: node.define_schema().object_info() for name, node in pack.nodes.items()}))
 
 
-def all_inputs(info: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Every input of a node, those of choices under `choice_name` as in translations."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+def all_inputs(info: dict[str, Any]) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """(name, type, options) of every input by its key in translations; those of a choice are `choice_name` there."""
+    found: dict[str, tuple[str, str, dict[str, Any]]] = {}
 
     def take(groups: dict[str, Any], prefix: str) -> None:
         for group in groups.values():
             for name, (kind, options) in group.items():
-                found[prefix + name] = kind, options
+                found[prefix + name] = name, kind, options
                 if kind == "COMFY_DYNAMICCOMBO_V3":
                     for option in options["options"]:
                         take(option["inputs"], f"{prefix}{name}_")
@@ -66,7 +66,7 @@ def test_everything_is_explained(object_info: dict[str, Any], name: str) -> None
     assert info["category"] == "RDDM defocus deblurring"
     assert len(info["description"]) > 20 and len(info["search_aliases"]) >= 3
     assert all(tooltip and tooltip.endswith(".") for tooltip in info["output_tooltips"])
-    for identity, (kind, options) in all_inputs(info).items():
+    for identity, (_, kind, options) in all_inputs(info).items():
         assert options["tooltip"].endswith("."), identity
         if kind in ("INT", "FLOAT"):
             assert options["min"] <= options["default"] <= options["max"], identity
@@ -84,18 +84,14 @@ def test_help_page_names_every_input_and_output(object_info: dict[str, Any], nam
 def test_english_texts_are_those_of_the_schema(object_info: dict[str, Any]) -> None:
     translations = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert list(translations) == NODES
-    for name, info in object_info.items():
+    for node, info in object_info.items():
         outputs = zip(info["output_name"], info["output_tooltips"], strict=True)
-        assert translations[name] == {
+        assert translations[node] == {
             "display_name": info["display_name"],
             "description": info["description"],
             "inputs": {
-                identity: {"name": identity.split("_")[-1] if nested else plain, "tooltip": options["tooltip"]}
-                for identity, (_, options) in all_inputs(info).items()
-                for plain in [identity.replace("_", " ")]
-                for nested in [
-                    identity not in info["input_order"]["required"] + info["input_order"].get("optional", [])
-                ]
+                key: {"name": name.replace("_", " "), "tooltip": options["tooltip"]}
+                for key, (name, _, options) in all_inputs(info).items()
             },
             "outputs": {
                 str(i): {"name": output.replace("_", " "), "tooltip": tooltip}
