@@ -30,8 +30,8 @@ from .recipe import Recipe, load_recipe, runs_folder
 from .validate import validate_estimator, validate_joint
 
 WEIGHTS_LICENCE = (
-    "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): see the model card "
-    "before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
+    "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
+    "see the model card before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
 )
 MAX_BAD_STEPS = 20
 MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
