@@ -112,14 +112,15 @@ def ready(patcher: ModelPatcher, height: int, width: int) -> RDDM:
 def memory_required(config: RDDMConfig, height: int, width: int) -> int:
     """Bytes that the most demanding stage allocates for a picture of that size.
 
-    Measured as the peak of live tensors in fp32, which is about 68 bytes per pixel for each channel that the denoiser
-    has at full resolution (lite 273, paper 2003 bytes per pixel), and 352 (lite) or 640 (paper) bytes per pixel of
-    the estimator's working size; rounded up by a sixth. Half precision needs less, but not half: deformable layers
+    Measured as the peak of live tensors in fp32, per pixel: 273 bytes in the guidance backbone of `lite`, 2003 in the
+    denoiser of `paper`, which has 32 channels at full resolution; per pixel of its working size the estimator takes
+    352 (lite) or 640 (paper). Rounded up by 10 to 20 %. Half precision needs less, but not half: deformable layers
     work in fp32.
     """
-    denoiser = 80 * config.denoiser.widths[0] / config.denoiser.unshuffle**2 * height * width
+    channels = config.denoiser.widths[0] / config.denoiser.unshuffle**2
+    sampling = max(320, 70 * channels) * height * width
     estimator = 3.2 * config.estimator.decoder_width * min(height * width, config.estimator.working_size**2)
-    return round(max(denoiser, estimator))
+    return round(max(sampling, estimator))
 
 
 def run_in_tiles(

@@ -34,8 +34,8 @@ class RDDMModelLoader(io.ComfyNode):
                     options=list(host.DTYPES),
                     default="auto",
                     advanced=True,
-                    tooltip="Precision of the networks. auto is fp32, the best quality. bf16 and fp16 need less "
-                    "memory and lose a little quality.",
+                    tooltip="Precision of the networks. auto is fp32, the best quality. fp16 needs less memory and "
+                    "differs hardly; bf16 loses a little quality.",
                 ),
             ],
             outputs=[RDDMModel.Output(id="model", display_name="model", tooltip="The networks, for the other nodes.")],

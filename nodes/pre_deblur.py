@@ -8,7 +8,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .tiles import automatic_tile
 from .types import CATEGORY, RDDMModel
 
 
@@ -46,7 +45,7 @@ class RDDMPreDeblur(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, image: Tensor, map: Tensor | None = None) -> io.NodeOutput:
         """Run the pre-deblur module, after the estimator where no map is connected."""
-        from ..rddm_core.pipeline import estimate_defocus_map, pre_deblur
+        from ..rddm_core.pipeline import estimate_defocus_map, pre_deblur, tile_size
 
         blurred, alpha = layout.picture(image, "image")
         size = (blurred.shape[-2], blurred.shape[-1])
@@ -58,7 +57,7 @@ class RDDMPreDeblur(io.ComfyNode):
         guess = host.run_in_tiles(
             model,
             size,
-            automatic_tile(*size),
+            tile_size("auto", *size),
             lambda networks, tile: pre_deblur(networks, blurred, defocus_map, tile=tile, callbacks=watch),
         )
         return io.NodeOutput(host.to_intermediate(layout.image(guess, alpha)))

@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .tiles import automatic_tile
 from .types import CATEGORY, RDDMModel, RDDMResidual
 
 
@@ -120,12 +119,12 @@ class RDDMSampler(io.ComfyNode):
         noise: host.Noise | None = None,
     ) -> io.NodeOutput:
         """Sample, with progress and a preview for every step."""
-        from ..rddm_core.pipeline import sample_residual
+        from ..rddm_core.pipeline import sample_residual, tile_size
 
         guess, alpha = layout.picture(pre_deblurred, "pre_deblurred", bounded=False)
         defocus_map = layout.mask(map, "map", len(guess))
         size = (guess.shape[-2], guess.shape[-1])
-        tile = {"auto": automatic_tile(*size), "off": None, "manual": tiling.get("tile")}[tiling["tiling"]]
+        tile = {"auto": tile_size("auto", *size), "off": None, "manual": tiling.get("tile")}[tiling["tiling"]]
         start = None if noise is None else host.draw_noise(noise, len(guess), samples, size)
         watch = host.callbacks(preview=True)
         residual = host.run_in_tiles(

@@ -305,7 +305,7 @@ def deblur(
     second_map = defocus_map is None and settings.map_order == "two_pass"
 
     sizes = [_working_size(settings.working_size, model, maps[b], height, width) for b in range(batch)]
-    tiles = [_tile_size(settings.tile, *size) for size in sizes]
+    tiles = [tile_size(settings.tile, *size) for size in sizes]
     counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
     evaluations = settings.samples * (settings.steps or model.recommended_steps)
     total = done + sum(count * (1 + evaluations) + second_map for count in counts)
@@ -341,6 +341,16 @@ def deblur(
         merge = partial(merge_residual, original, guess, strength=settings.strength, mask=where)
         results.append((torch.cat([merge(drawn[:, n]) for n in range(settings.samples)]), item_map, guess, drawn))
     return DeblurResult(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+
+
+def tile_size(choice: int | Literal["auto"] | None, height: int, width: int) -> int | None:
+    """Longest side of a tile for a picture of that size; None is the whole picture at once.
+
+    "auto" decides by area (WHOLE_IMAGE_PIXELS, AUTO_TILE); any other choice is returned as it is.
+    """
+    if choice == "auto":
+        return AUTO_TILE if height * width > WHOLE_IMAGE_PIXELS else None
+    return choice
 
 
 def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_size: int) -> int | None:
@@ -399,12 +409,6 @@ def _working_size(
     else:
         size = choice
     return (height, width) if size is None else _scaled((height, width), min(1.0, size / max(height, width)))
-
-
-def _tile_size(choice: int | Literal["auto"] | None, height: int, width: int) -> int | None:
-    if choice == "auto":
-        return AUTO_TILE if height * width > WHOLE_IMAGE_PIXELS else None
-    return choice
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -68,6 +68,8 @@ class Recipe:
     """Share of the batch trained at t = T, where sampling starts; the rest is uniform over 1..T."""
     residual_scale_steps: tuple[int, ...] = (0, 500, 2000)
     """Steps at which residual_scale is measured; it is frozen after the last."""
+    recommended_steps: int = 1
+    """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
     precision: Literal["bf16", "no", "fp16"] = "bf16"
     workers: int = 1
     seed: int = 0

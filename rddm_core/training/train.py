@@ -176,6 +176,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         log.validation({"step": step, "hours": round(seconds / 3600, 3), "score": score, **figures})
         return max(best, score)
 
+    model.recommended_steps = recipe.recommended_steps
     set_training_mode(model, recipe)
     started = last_save = last_validation = time.monotonic()
     bad = 0

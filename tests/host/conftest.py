@@ -109,28 +109,29 @@ class Host:
                 extra = {"preview_method": "auto"} if previews else {}
                 body = {"prompt": prompt, "client_id": client, "extra_data": extra}
                 identity = (await asyncio.to_thread(self.post, "/prompt", body))["prompt_id"]
-                async with asyncio.timeout(RUN_TIMEOUT):
-                    async for message in socket_:
-                        if message.type == aiohttp.WSMsgType.BINARY:
-                            event = int.from_bytes(message.data[:4], "big")
-                            assert event in (BINARY_PREVIEW, BINARY_PREVIEW_WITH_METADATA)
-                            run.previews.append(Image.open(io.BytesIO(message.data[8:])))
-                            continue
-                        parsed = json.loads(message.data)
-                        run.messages.append(parsed)
-                        answer = on_message(parsed) if on_message else None
-                        if answer:
-                            await asyncio.to_thread(self.post, answer["path"], answer["data"])
-                        data = parsed["data"]
-                        ends = ("execution_success", "execution_error", "execution_interrupted")
-                        if parsed["type"] in ends and data.get("prompt_id") == identity:
-                            break
+                await asyncio.wait_for(self._listen(socket_, identity, run, on_message), RUN_TIMEOUT)
         for _ in range(100):  # the history follows the last message
             run.history = (await asyncio.to_thread(self.get, f"/history/{identity}")).get(identity, {})
             if run.history:
                 return run
             await asyncio.sleep(0.1)
         raise AssertionError(f"the prompt never came into the history\n{self.tail()}")
+
+    async def _listen(self, socket_: Any, identity: str, run: Run, on_message: Any) -> None:
+        async for message in socket_:
+            if isinstance(message.data, bytes):
+                event = int.from_bytes(message.data[:4], "big")
+                assert event in (BINARY_PREVIEW, BINARY_PREVIEW_WITH_METADATA)
+                run.previews.append(Image.open(io.BytesIO(message.data[8:])))
+                continue
+            parsed = json.loads(message.data)
+            run.messages.append(parsed)
+            answer = on_message(parsed) if on_message else None
+            if answer:
+                await asyncio.to_thread(self.post, answer["path"], answer["data"])
+            ends = ("execution_success", "execution_error", "execution_interrupted")
+            if parsed["type"] in ends and parsed["data"].get("prompt_id") == identity:
+                return
 
     def tail(self) -> str:
         """The end of the host's log."""

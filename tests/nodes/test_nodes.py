@@ -146,7 +146,7 @@ def test_noise_from_the_host(call: Callable[..., Any], model: Any, core: Any, ph
 
 
 def test_alpha_is_kept_everywhere(call: Callable[..., Any], model: Any, photo: Tensor) -> None:
-    alpha = torch.linspace(0, 1, 70 * 90).reshape(1, 70, 90, 1).expand(2, -1, -1, -1)
+    alpha = torch.linspace(0, 1, 2 * 70 * 90).reshape(2, 70, 90, 1)
     with_alpha = torch.cat((photo, alpha), dim=-1)
     plain = chain(call, model, photo)
     mixed = chain(call, model, with_alpha)
