@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
 .DELETE_ON_ERROR:
-.PHONY: help deblur test lint typecheck check clean
+.PHONY: help deblur test bench lint typecheck check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 
 test: $(TEST_STAMP) ## run all tests
 	$(RUN) -m pytest -c tests/pytest.ini tests
+
+bench: $(TEST_STAMP) ## time and memory beside NAFNet-w32 (Linux, some minutes)
+	$(RUN) benchmarks/speed.py
 
 lint: $(TEST_STAMP) ## ruff
 	$(RUN) -m ruff check .

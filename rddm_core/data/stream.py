@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,14 @@ class Sources:
     pairs: list[PhotoPair]
     sharp: list[SharpPhoto]
     masked: list[MaskedPhoto]
+
+    @cached_property
+    def pair_shares(self) -> np.ndarray:
+        """Probability of each pair: by collection (what stands before the slash of its scene), with the square root of
+        the collection's size, so that the cameras with few pairs are not drowned by the one with most."""
+        collections = [pair.scene.split("/")[0] for pair in self.pairs]
+        weights = np.array([collections.count(name) ** -0.5 for name in collections])
+        return weights / weights.sum()
 
 
 class TrainingStream(IterableDataset[Sample]):
@@ -93,7 +101,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         radius = torch.from_numpy(planes[6:].astype(np.float32) * RADIUS_STEP)
         defocus, known = map_from_radius(radius), 1.0
     elif kind == 1:
-        pair = sources.pairs[rng.integers(len(sources.pairs))]
+        pair = sources.pairs[rng.choice(len(sources.pairs), p=sources.pair_shares)]
         planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
         planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
         blurred, sharp = planes[:3].astype(np.float32), planes[3:].astype(np.float32)

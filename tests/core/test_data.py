@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rddm_core.data.scenes import sample_aperture, sample_radius_field
-from rddm_core.data.sources import masked_photos, photo_pairs, sharp_photos
+from rddm_core.data.sources import PhotoPair, masked_photos, photo_pairs, sharp_photos
 from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
 
@@ -191,6 +191,12 @@ class TestStream:
         config = replace(self.config, synthetic=0, real=0, identity=0, masks=1, known_map=1.0)
         sample = draw_sample(sources, config, 2)
         assert set(sample["map"].unique().tolist()) <= {0.0, 1.0} and float(sample["map_known"]) == 1
+
+    def test_small_collections_of_pairs_are_not_drowned(self, sources):
+        pairs = [PhotoPair(Path("b"), Path("s"), f"big/{i}") for i in range(16)]
+        pairs += [PhotoPair(Path("b"), Path("s"), "small/0")]
+        shares = replace(sources, pairs=pairs).pair_shares
+        assert shares.sum() == pytest.approx(1) and shares[-1] == pytest.approx(1 / 5)
 
     def test_real_pairs_never_claim_a_true_map(self, sources):
         config = replace(self.config, synthetic=0, masks=0, identity=0, real=1, known_map=1.0)
