@@ -41,7 +41,7 @@ def joint_loss(
     """
     pre_deblurred = model.pre_deblur(blurred, defocus_map)
     residual = model.residual_scale * (sharp - pre_deblurred)
-    # The frozen backbone's backward pass costs a fifth of a step and gives p little.
+    # Detached: a backward pass through the frozen backbone would slow every step, and p learns from I_p directly.
     guidance = model.guidance(pre_deblurred.detach())
     condition = model.denoiser.encode_condition(pre_deblurred, defocus_map)
     x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])

@@ -132,6 +132,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         betas=(0.9, 0.999),
         fused=True,
     )
+    # Placed on its device first: averages and restored moments follow the parameters.
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average = MovingAverage(parameters, recipe.ema)
     step, seconds, best = 0, 0.0, -math.inf
     if resume and state_path.exists():
@@ -140,7 +142,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         model.load_state_dict(state["model"])
         model.residual_scale = state["residual_scale"]
         optimizer.load_state_dict(state["optimizer"])
-        average.values = state["average"]
+        average.values = [value.to(p.device) for value, p in zip(state["average"], parameters, strict=True)]
         step, seconds, best = state["step"], state["seconds"], state["best"]
     sources = open_sources(recipe)
     stream = TrainingStream(
@@ -149,7 +151,6 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     loader = DataLoader(
         stream, batch_size=None, num_workers=recipe.workers, prefetch_factor=6 if recipe.workers else None
     )
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, accelerator.is_main_process)
     if step == 0:
@@ -192,12 +193,10 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
             group["lr"] = learning_rate(recipe, step)
         with accelerator.autocast():
             losses = wrapped(batch)
-        if torch.isfinite(losses["loss"]):
-            accelerator.backward(losses["loss"])
-            norm = float(accelerator.clip_grad_norm_(parameters, recipe.clip_norm))
-        else:
-            norm = math.nan
-        if math.isfinite(norm):
+        # Always backwards: a process that left it out would let the others wait for its gradients.
+        accelerator.backward(losses["loss"])
+        norm = float(accelerator.clip_grad_norm_(parameters, recipe.clip_norm))
+        if math.isfinite(norm) and bool(torch.isfinite(losses["loss"])):
             optimizer.step()
             average.update(step)
             bad = 0
@@ -271,10 +270,10 @@ def open_sources(recipe: Recipe) -> Sources:
 def measure_residual_scale(model: RDDM, sources: Sources, recipe: Recipe, samples: int = 96) -> float:
     """1 / standard deviation of I - I_p over samples of the mixture, with the true map where there is one."""
     stream = iter(TrainingStream(sources, replace(recipe.mixture, known_map=1.0), 8, start_step=10**6))
-    squares = []
+    squares, device = [], next(model.parameters()).device
     with torch.no_grad():
         for _ in range(samples // 8):
-            batch = next(stream)
+            batch = {key: value.to(device) for key, value in next(stream).items()}
             pre_deblurred = model.pre_deblur(batch["blurred"], batch["map"])
             squares.append((batch["sharp"] - pre_deblurred).square().mean())
     return float(1 / torch.stack(squares).mean().sqrt())
