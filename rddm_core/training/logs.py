@@ -101,7 +101,7 @@ def drop_rows_after(path: Path, step: int) -> None:
         return
     kept = [row for row in read_rows(path) if float(row["step"]) <= step]
     if kept:
-        write_text(path, "".join(",".join(line) + "\n" for line in (kept[0].keys(), *(r.values() for r in kept))))
+        write_text(path, "".join(",".join(line) + "\n" for line in (list(kept[0]), *(list(r.values()) for r in kept))))
     else:
         path.unlink()
 
