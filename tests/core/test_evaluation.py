@@ -30,13 +30,15 @@ from rddm_core.images import load_image, save_image
 from rddm_core.metrics import MAX_PSNR, mae, psnr_8bit, ssim
 
 SIZE = (3, 24, 32)
+SHARP = (100 + 4 * (torch.arange(32) // 8)).expand(SIZE) / 255
+"""Four bands of levels 100 to 112: a target needs some gradient."""
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Four rows: two good pairs (level 100 against 110 and 120), one missing file, one of unequal sizes."""
-    for name, level in (("sharp", 100), ("b10", 110), ("b20", 120)):
-        save_image(tmp_path / "data" / f"{name}.png", torch.full(SIZE, level / 255))
+    """Four rows: two good pairs (10 and 20 levels brighter than SHARP), one missing file, one of unequal sizes."""
+    for name, error in (("sharp", 0), ("b10", 10), ("b20", 20)):
+        save_image(tmp_path / "data" / f"{name}.png", SHARP + error / 255)
     save_image(tmp_path / "data" / "small.png", torch.zeros(3, 24, 31))
     path = tmp_path / "manifest.csv"
     path.write_text(
@@ -51,8 +53,8 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def halve_the_error(blurred: Tensor) -> dict[str, Tensor]:
-    """Two rows for a target of level 100: the error halved, and the target itself."""
-    return {"half": (blurred + 100 / 255) / 2, "perfect": torch.full_like(blurred, 100 / 255)}
+    """Two rows for the target SHARP: the error halved, and the target itself."""
+    return {"half": (blurred + SHARP) / 2, "perfect": SHARP}
 
 
 def test_manifest_selection(manifest: Path) -> None:
@@ -134,7 +136,7 @@ def test_samples_are_scored_as_their_mean_and_their_spread(manifest: Path) -> No
     def restore(blurred: Tensor) -> dict[str, Tensor]:
         # Left half certain and right, right half uncertain and wrong.
         noise = torch.randn(8, *SIZE, generator=generator) * (torch.arange(SIZE[2]) >= 16) * 0.1
-        return {"samples": 100 / 255 + noise, "mean": (100 / 255 + noise).mean(dim=0)}
+        return {"samples": SHARP + noise, "mean": (SHARP + noise).mean(dim=0)}
 
     scores = evaluate_pair(pair, restore)
     assert scores.rows["samples"]["psnr"] == pytest.approx(scores.rows["mean"]["psnr"], abs=1.0)
@@ -252,7 +254,7 @@ def test_command_scores_what_deblur_would_write(
     (line,) = [x for x in document["results"] if x["blur"] == "data/b20.png" and x["row"] == "final"]
     for metric, function in (("psnr", psnr_8bit), ("ssim", ssim), ("mae", mae)):
         assert line[metric] == pytest.approx(function(final, sharp), rel=1e-6)
-    assert line["psnr_gain"] == pytest.approx(line["psnr"] - psnr_8bit(torch.full(SIZE, 120 / 255), sharp))
+    assert line["psnr_gain"] == pytest.approx(line["psnr"] - psnr_8bit(SHARP + 20 / 255, sharp))
 
 
 def test_command_exits_with_1_where_pairs_fail(
