@@ -155,6 +155,7 @@ def _add_evaluate(commands: Any) -> None:
         "--sharp", type=Path, metavar="DATA", help="for the report: sharp photographs as their own target"
     )
     output.add_argument("--masks", type=Path, metavar="DATA", help="for the report: photographs with defocus masks")
+    _add_threshold(parser)
     _add_settings(parser)
     _add_model(parser)
     parser.set_defaults(run=run_evaluate)
@@ -180,9 +181,25 @@ def _add_evaluate_maps(commands: Any) -> None:
         help="sharp photographs, which are made out of focus: does the map follow the true radius?",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="instead print the estimator's IoU of both classes at many thresholds, to choose one on the dev part",
+    )
+    _add_threshold(parser)
     _add_selection(parser)
     _add_model(parser)
     parser.set_defaults(run=run_evaluate_maps)
+
+
+def _add_threshold(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="of defocus maps against masks: above it, a pixel counts as out of focus (default: 0.5)",
+    )
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -526,14 +543,35 @@ def run_evaluate_maps(args: argparse.Namespace) -> int:
         require_extra()
     except MissingExtraError as error:
         raise CommandError(str(error)) from error
-    scores, order = _score_maps(args, _load_model(args))
+    model = _load_model(args)
+    if args.sweep:
+        return _sweep_maps(args, model)
+    scores, order = _score_maps(args, model)
     print(format_maps(scores))
-    figures: dict[str, Any] = {"where": dict(args.where), "maps": as_dict(scores)}
+    figures: dict[str, Any] = {"where": dict(args.where), "threshold": args.threshold, "maps": as_dict(scores)}
     if order is not None:
         print(f"order of true radii on {len(order.scenes)} rendered scenes, Spearman: ", end="")
         print(f"{order.pooled:.3f} over all pixels, {order.mean:.3f} within a scene")
         figures["radius_order"] = {"pooled": order.pooled, "mean": order.mean, "scenes": list(order.scenes)}
     if args.json:
+        write_text(args.json, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def _sweep_maps(args: argparse.Namespace, model: RDDM) -> int:
+    import json
+
+    from .evaluation.maps import find_masks, format_sweep, map_methods, sweep_thresholds
+    from .files import write_text
+
+    try:
+        photos = find_masks(args.masks, args.where, args.limit)
+        cuts = sweep_thresholds(_progress(photos, "masks", len(photos)), map_methods(model)["estimator"])
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    print(format_sweep(cuts))
+    if args.json:
+        figures = {"where": dict(args.where), "sweep": [vars(cut) for cut in cuts]}
         write_text(args.json, json.dumps(figures, indent=1) + "\n")
     return 0
 
@@ -547,7 +585,7 @@ def _score_maps(args: argparse.Namespace, model: RDDM) -> tuple[dict[str, MapSco
     try:
         photos = find_masks(args.masks, args.where, args.limit)
         sharp = [p.sharp for p in find_pairs(args.sharp, "auto", args.where, args.limit)] if args.sharp else []
-        scores = score_maps(_progress(photos, "masks", len(photos)), methods)
+        scores = score_maps(_progress(photos, "masks", len(photos)), methods, args.threshold)
         order = radius_order(_progress(sharp, "scenes", len(sharp)), methods["estimator"]) if sharp else None
     except ValueError as error:
         raise CommandError(str(error)) from error

@@ -23,7 +23,7 @@ from ..pipeline import estimate_defocus_map
 from .evaluate import align, spearman
 
 THRESHOLD = 0.5
-"""A map above this says "out of focus", for every photograph alike."""
+"""A map above this says "out of focus", for every photograph alike; `sweep_thresholds` chooses another one."""
 BETA_SQUARED = 0.3
 """Weight of precision in F-beta, as in the papers on defocus detection."""
 RENDERED_SIDE = 512
@@ -80,7 +80,9 @@ class MapScore:
         return (self.iou_blurred + self.iou_sharp) / 2
 
 
-def score_maps(photos: Iterable[MaskedPhoto], methods: Mapping[str, MapMethod]) -> dict[str, MapScore]:
+def score_maps(
+    photos: Iterable[MaskedPhoto], methods: Mapping[str, MapMethod], threshold: float = THRESHOLD
+) -> dict[str, MapScore]:
     """Row -> score of every method, and of the map that is white everywhere, over photographs with masks.
 
     Raises ImageError for a photograph that cannot be read and ValueError for a mask of another size, or no photographs.
@@ -90,12 +92,10 @@ def score_maps(photos: Iterable[MaskedPhoto], methods: Mapping[str, MapMethod]) 
     areas = {row: torch.zeros(2, 2, dtype=torch.float64) for row in methods}
     single: dict[str, list[tuple[float, float]]] = {row: [] for row in methods}
     for photo in photos:
-        image, truth = load_image(photo.image).pixels, torch.from_numpy(read_grey(photo.mask)) > 127
-        if truth.shape != image.shape[-2:]:
-            raise ValueError(f"{photo.mask} is {list(truth.shape)}, but its photograph {list(image.shape[-2:])}")
+        image, truth = _read(photo)
         for row, method in methods.items():
             defocus_map = method(image)
-            blurred = defocus_map > THRESHOLD
+            blurred = defocus_map > threshold
             for k, (a, b) in enumerate(((blurred, truth), (~blurred, ~truth))):
                 areas[row][k] += torch.tensor([int((a & b).sum()), int((a | b).sum())])
             single[row].append((f_beta(blurred, truth), float((defocus_map - truth.float()).abs().mean())))
@@ -107,6 +107,68 @@ def score_maps(photos: Iterable[MaskedPhoto], methods: Mapping[str, MapMethod]) 
         f_betas, errors = zip(*single[row], strict=True)
         scores[row] = MapScore(iou[0], iou[1], statistics.fmean(f_betas), statistics.fmean(errors))
     return scores
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one threshold gives: IoU of what it calls out of focus and of what it calls sharp."""
+
+    threshold: float
+    iou_blurred: float
+    iou_sharp: float
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean of the IoU of both classes."""
+        return (self.iou_blurred + self.iou_sharp) / 2
+
+
+SWEPT = tuple(k / 20 for k in range(1, 20))
+"""Thresholds that a sweep compares."""
+
+
+def sweep_thresholds(photos: Iterable[MaskedPhoto], method: MapMethod) -> list[Cut]:
+    """IoU of both classes at every threshold of SWEPT, for choosing one on a dev part; every map is made once.
+
+    Pixels of all photographs count alike, as in `score_maps`, with which the figures agree. Raises as it does.
+    """
+    edges = torch.tensor(SWEPT)
+    # Pixels of each class, by the number of thresholds that their map exceeds.
+    counts = torch.zeros(2, len(SWEPT) + 1, dtype=torch.int64)
+    for photo in photos:
+        image, truth = _read(photo)
+        exceeded = torch.bucketize(method(image), edges)  # edges[k - 1] < map <= edges[k]
+        for k, members in enumerate((exceeded[~truth], exceeded[truth])):
+            counts[k] += torch.bincount(members, minlength=len(SWEPT) + 1)
+    if not counts.any():
+        raise ValueError("no photographs with masks")
+    cuts = []
+    for i, threshold in enumerate(SWEPT):
+        (true_sharp, false_sharp), (false_blurred, true_blurred) = (
+            counts[:, part].sum(dim=1).tolist() for part in (slice(None, i + 1), slice(i + 1, None))
+        )
+        wrong = false_sharp + false_blurred
+        iou = (true_blurred / max(1, true_blurred + wrong), true_sharp / max(1, true_sharp + wrong))
+        cuts.append(Cut(threshold, *iou))
+    return cuts
+
+
+def format_sweep(cuts: Sequence[Cut]) -> str:
+    """The sweep as text, the best mean IoU marked by a star."""
+    best = max(cuts, key=lambda cut: cut.mean_iou)
+    lines: list[tuple[str, ...]] = [("threshold", "mean IoU", "IoU blurred", "IoU sharp", "")]
+    for cut in cuts:
+        values = (f"{v:.3f}" for v in (cut.mean_iou, cut.iou_blurred, cut.iou_sharp))
+        lines.append((f"{cut.threshold:.2f}", *values, "*" if cut is best else ""))
+    return align(lines)
+
+
+def _read(photo: MaskedPhoto) -> tuple[Tensor, Tensor]:
+    """Photograph [3, H, W] in 0..1 and mask [H, W], True where out of focus."""
+    image, truth = load_image(photo.image).pixels, torch.from_numpy(read_grey(photo.mask)) > 127
+    if truth.shape != image.shape[-2:]:
+        raise ValueError(f"{photo.mask} is {list(truth.shape)}, but its photograph {list(image.shape[-2:])}")
+    return image, truth
 
 
 def f_beta(found: Tensor, truth: Tensor) -> float:
