@@ -24,7 +24,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..rddm_core.config import RDDMConfig
     from ..rddm_core.networks.model import RDDM
-    from ..rddm_core.pipeline import Callbacks
+    from ..rddm_core.callbacks import Callbacks
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def callbacks(preview: bool = False) -> Callbacks:
     """Progress bar and interrupt of the running node; with `preview` also pictures, where the user has not
     switched them off.
     """
-    from ..rddm_core.pipeline import Callbacks
+    from ..rddm_core.callbacks import Callbacks
 
     report = _Report()
     wanted = preview and args.preview_method != LatentPreviewMethod.NoPreviews

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .callbacks import Callbacks
 from .diffusion import ddim_step, make_alpha_bars, sampling_timesteps
 from .networks.model import RDDM
 from .optics import radius_from_map
@@ -36,35 +37,6 @@ MAX_TRAINED_RADIUS = 10.0
 MIN_AUTO_SIZE = 1024
 """working_size="auto" never reduces the long side below this."""
 PREVIEW_SIZE = 512
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What a caller may watch; each is optional. Exceptions raised by them, BaseException too, pass through.
-
-    progress: called with (done, total) as network evaluations finish: one per tile for p, one per tile,
-        sample and step for f, and in `deblur` one per estimated map.
-    preview: called with the current estimate of the first picture, [1, 3, h, w] in 0..1, long side <= 512.
-    check_interrupt: called before every network evaluation; raises to stop.
-    """
-
-    progress: Callable[[int, int], None] | None = None
-    preview: Callable[[Tensor], None] | None = None
-    check_interrupt: Callable[[], None] | None = None
-
-    def check(self) -> None:
-        """Give the caller the chance to interrupt."""
-        if self.check_interrupt is not None:
-            self.check_interrupt()
-
-    def report(self, done: int, total: int) -> None:
-        """Report `done` of `total` evaluations."""
-        if self.progress is not None:
-            self.progress(done, total)
-
-    def part(self, offset: int, total: int) -> Callbacks:
-        """For a stage of a larger job: its progress counts from `offset` towards the job's `total`."""
-        return replace(self, progress=lambda done, _: self.report(offset + done, total))
 
 
 @dataclass(frozen=True)
