@@ -137,7 +137,7 @@ def sweep_thresholds(photos: Iterable[MaskedPhoto], method: MapMethod) -> list[C
     counts = torch.zeros(2, len(SWEPT) + 1, dtype=torch.int64)
     for photo in photos:
         image, truth = _read(photo)
-        exceeded = torch.bucketize(method(image), edges)  # edges[k - 1] < map <= edges[k]
+        exceeded = torch.bucketize(method(image).contiguous(), edges)  # edges[k - 1] < map <= edges[k]
         for k, members in enumerate((exceeded[~truth], exceeded[truth])):
             counts[k] += torch.bincount(members, minlength=len(SWEPT) + 1)
     if not counts.any():

@@ -76,8 +76,9 @@ class PatchFID:
 
 def patches(picture: Tensor) -> Tensor:
     """All patches [N, C, PATCH, PATCH] of a picture [C, H, W] on a grid from its top left corner, without overlap."""
-    rows, columns = (n // PATCH for n in picture.shape[-2:])
-    cut = picture[:, : rows * PATCH, : columns * PATCH].unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
+    if min(picture.shape[-2:]) < PATCH:
+        return picture.new_empty(0, picture.shape[0], PATCH, PATCH)
+    cut = picture.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
     return cut.permute(1, 2, 0, 3, 4).reshape(-1, picture.shape[0], PATCH, PATCH)
 
 
