@@ -79,6 +79,8 @@ class Recipe:
     """Weight of Eq. 12 in the frequency domain beside Eq. 12."""
     balance_floor: float = 0.0
     """Where above 0, samples count inversely to the error of their blurred picture (`losses.sample_weights`)."""
+    silent: tuple[Literal["estimator", "pre_deblur", "guidance"], ...] = ()
+    """Ablations: parts that are silenced (a map of zero, I_p = I_b, guidance of zero) and not trained."""
     freeze_pre_deblur: bool = False
     """Train f and the guidance convolutions alone, on the guess of a p that is trained already."""
     noise_share: float = 0.5

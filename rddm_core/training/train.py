@@ -246,6 +246,7 @@ def build_model(recipe: Recipe) -> RDDM:
             path = runs_folder() / recipe.start_from / "best.safetensors"
         start = load_checkpoint(path)
         if not recipe.rebuild:
+            silence(start, recipe)
             return start
     torch.manual_seed(recipe.seed)
     model = RDDM(preset(recipe.preset))
@@ -253,7 +254,24 @@ def build_model(recipe: Recipe) -> RDDM:
         transfer_weights(start, model)
     if recipe.backbone_weights:
         load_backbone_weights(model.guidance, recipe.backbone_weights)
+    silence(model, recipe)
     return model
+
+
+def silence(model: RDDM, recipe: Recipe) -> None:
+    """Set the last layers of the parts in `recipe.silent` so that they have no effect, in checkpoints as well."""
+    projections: Any = model.guidance.projections
+    last: dict[str, list[Any]] = {
+        "estimator": [model.estimator.segformer.decode_head.classifier],
+        "pre_deblur": [model.pre_deblur.outro],
+        "guidance": [projection[2] for projection in projections],
+    }
+    with torch.no_grad():
+        for part in recipe.silent:
+            for layer in last[part]:
+                layer.weight.zero_()
+                # The estimator's logit passes a sigmoid.
+                layer.bias.fill_(-30.0 if part == "estimator" else 0.0)
 
 
 def transfer_weights(source: RDDM, target: RDDM) -> list[str]:
@@ -286,8 +304,10 @@ def estimate_pair_maps(model: RDDM, pairs: list[PhotoPair]) -> dict[Path, np.nda
 def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
     """Freeze what the stage does not train; returns the trainable parameters."""
     model.requires_grad_(False)
-    parts: list[nn.Module] = [model.denoiser, model.guidance.projections]
-    if not recipe.freeze_pre_deblur:
+    parts: list[nn.Module] = [model.denoiser]
+    if "guidance" not in recipe.silent:
+        parts.append(model.guidance.projections)
+    if not recipe.freeze_pre_deblur and "pre_deblur" not in recipe.silent:
         parts.append(model.pre_deblur)
     if recipe.stage == "estimator":
         parts = [model.estimator]

@@ -24,6 +24,7 @@ from rddm_core.diffusion import make_alpha_bars
 from rddm_core.evaluation.rows import peer_method
 from rddm_core.networks.deformable import DeformableConv
 from rddm_core.networks.model import RDDM
+from rddm_core.pipeline import estimate_defocus_map
 from rddm_core.regression import is_regression, regress
 from rddm_core.training.losses import joint_loss, sample_timesteps, sample_weights
 from rddm_core.training.recipe import Recipe, load_recipe
@@ -35,6 +36,7 @@ from rddm_core.training.train import (
     leave_out,
     open_sources,
     run,
+    select_trainable,
     transfer_weights,
 )
 
@@ -390,3 +392,17 @@ def test_the_paper_s_recipe():
     assert (recipe.learning_rate, recipe.steps, recipe.batch) == (2e-4, 150_000, 8)
     assert (recipe.weight_decay, recipe.mixture.crop, recipe.decay_share) == (0.01, 320, 1.0)
     assert preset(recipe.preset).diffusion.timesteps == 1300
+
+
+def test_silent_parts_have_no_effect_and_are_not_trained(tiny_config, narrow_networks):
+    recipe = Recipe("x", "joint", silent=("estimator", "pre_deblur", "guidance"))
+    image = torch.rand(1, 3, 64, 64)
+    model = build_model(recipe).eval()
+    assert float(estimate_defocus_map(model, image).detach().max()) < 1e-6
+    with torch.no_grad():
+        assert torch.equal(model.pre_deblur(image, torch.rand(1, 1, 64, 64)), image)
+        assert not any(stage.any() for stage in model.guidance(image))
+    trained = {id(p) for p in select_trainable(model, recipe)}
+    assert trained == {id(p) for p in model.denoiser.parameters()}
+    full = {id(p) for p in select_trainable(model, replace(recipe, silent=()))}
+    assert trained < full
