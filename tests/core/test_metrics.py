@@ -9,7 +9,20 @@ import piq
 import pytest
 import torch
 
-from rddm_core.metrics import MAX_PSNR, MissingExtraError, mae, psnr_8bit, require_extra, ssim
+from rddm_core.metrics import (
+    MAX_PSNR,
+    MissingExtraError,
+    colour_shift,
+    fsim,
+    gmsd,
+    gradient_energy_ratio,
+    haarpsi,
+    mae,
+    mdsi,
+    psnr_8bit,
+    require_extra,
+    ssim,
+)
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -45,7 +58,9 @@ def test_ssim_agrees_with_another_implementation() -> None:
     assert 0.3 < ssim(image, target) < 0.99
 
 
-@pytest.mark.parametrize("metric", [psnr_8bit, ssim, mae])
+@pytest.mark.parametrize(
+    "metric", [psnr_8bit, ssim, mae, haarpsi, gmsd, mdsi, fsim, gradient_energy_ratio, colour_shift]
+)
 def test_pictures_must_fit(metric) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=r"\[3, 20, 20\] and \[3, 20, 21\]"):
         metric(torch.rand(3, 20, 20), torch.rand(3, 20, 21))
@@ -58,6 +73,41 @@ def test_pictures_must_fit(metric) -> None:  # type: ignore[no-untyped-def]
 def test_ssim_needs_a_window() -> None:
     with pytest.raises(ValueError, match="11 pixels a side, the picture has 30x10"):
         ssim(torch.rand(3, 10, 30), torch.rand(3, 10, 30))
+
+
+@pytest.mark.parametrize(("metric", "best"), [(haarpsi, 1), (gmsd, 0), (mdsi, 0), (fsim, 1)])
+def test_perceptual_metrics_rank_stronger_blur_as_worse(metric, best: float) -> None:  # type: ignore[no-untyped-def]
+    target = torch.rand(3, 48, 40, generator=torch.Generator().manual_seed(0))
+    blurred = [torch.nn.functional.avg_pool2d(target, n, stride=1, padding=n // 2) for n in (3, 7)]
+    scores = [metric(picture, target) for picture in (target, *blurred)]
+    assert scores[0] == pytest.approx(best, abs=1e-5)
+    assert scores == sorted(scores, reverse=best == 1) and abs(scores[2] - scores[1]) > 1e-3
+
+
+@pytest.mark.parametrize("metric", [haarpsi, gmsd, mdsi, fsim])
+def test_perceptual_metrics_need_some_pixels(metric) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="16 pixels a side, the picture has 30x15"):
+        metric(torch.rand(3, 15, 30), torch.rand(3, 15, 30))
+
+
+def test_gradient_energy_of_a_known_contrast() -> None:
+    stripes = (torch.arange(20) % 2).float().expand(3, 20, 20)
+    half = 0.5 + (stripes - 0.5) * 0.4  # 0.3 and 0.7: 76.5 and 178.5 round to even numbers
+    assert gradient_energy_ratio(half, stripes) == pytest.approx(0.16, abs=0.002)
+    assert gradient_energy_ratio(stripes, stripes) == 1.0
+    flat = torch.full((3, 20, 20), 0.5)
+    assert gradient_energy_ratio(flat, stripes) == 0.0 and gradient_energy_ratio(flat, flat) == 1.0
+    with pytest.raises(ValueError, match="one colour"):
+        gradient_energy_ratio(stripes, flat)
+
+
+def test_colour_shift_is_the_worst_channel_and_ignores_detail() -> None:
+    target = torch.full((3, 20, 20), 100 / 255)
+    image = target.clone()
+    image[1] += 5 / 255
+    image[2, ::2] += 20 / 255
+    image[2, 1::2] -= 20 / 255
+    assert colour_shift(image, target) == pytest.approx(5)
 
 
 def test_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
