@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file that holds all networks and what is needed to rebuild them.
 
-Format version 1:
+Format version 2 (version 1 lacks the configuration's later fields, whose defaults are what it meant):
 
 - Metadata: ``rddm.format_version``, ``rddm.config`` (JSON of RDDMConfig), ``rddm.residual_scale``,
   ``rddm.recommended_steps``, ``rddm.provenance`` (JSON, how the weights came about), ``rddm.licence``.
@@ -37,7 +37,7 @@ from .config import RDDMConfig, config_from_dict, config_to_dict
 from .files import atomic_target
 from .networks.model import RDDM
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_HEADER_BYTES = 8 << 20
 MAX_METADATA_CHARACTERS = 1 << 20
 STORED_DTYPES = {"F16", "BF16", "F32"}
@@ -122,7 +122,7 @@ def read_info(path: str | Path) -> CheckpointInfo:
         part = next((part for part in parts if name.startswith(f"{part}.")), None)
         if part is not None and not name.endswith((".running_mean", ".running_var")):
             parameters[part] += math.prod(shape)
-    return CheckpointInfo(FORMAT_VERSION, *values, parameters)
+    return CheckpointInfo(*values, parameters)
 
 
 def load_checkpoint(
@@ -145,7 +145,7 @@ def load_checkpoint(
     """
     path, dtype = Path(path), dtype or torch.float32
     with _opened(path) as file:
-        config, residual_scale, recommended_steps, _, _ = _read_metadata(path, file.metadata())
+        _, config, residual_scale, recommended_steps, _, _ = _read_metadata(path, file.metadata())
         shapes = _stored_shapes(path, file)
         layout = _build(path, config, nn)
         wanted = layout.state_dict()
@@ -171,8 +171,8 @@ def load_checkpoint(
 # ---------------------------------------------------------------- reading what cannot be trusted
 
 Shapes = Mapping[str, tuple[int, ...]]
-Metadata = tuple[RDDMConfig, float, int, dict[str, Any], str]
-"""Configuration, residual scale, recommended steps, provenance and licence."""
+Metadata = tuple[int, RDDMConfig, float, int, dict[str, Any], str]
+"""Format version, configuration, residual scale, recommended steps, provenance and licence."""
 
 
 @contextmanager
@@ -226,9 +226,10 @@ def _read_metadata(path: Path, metadata: Mapping[str, str] | None) -> Metadata:
 
 
 def _parse_metadata(values: Mapping[str, str]) -> Metadata:
-    """The metadata of the present format; ValueError says what is wrong with it."""
-    if values["rddm.format_version"] != str(FORMAT_VERSION):
-        raise ValueError(f"the format version is {values['rddm.format_version'][:20]!r}")
+    """The metadata of the present or an earlier format; ValueError says what is wrong with it."""
+    version = values["rddm.format_version"]
+    if version not in [str(known) for known in range(1, FORMAT_VERSION + 1)]:
+        raise ValueError(f"the format version is {version[:20]!r}")
     keys = ("config", "residual_scale", "recommended_steps", "provenance", "licence")
     if missing := [key for key in keys if f"rddm.{key}" not in values]:
         raise ValueError(f"there is no {', '.join(missing)}")
@@ -238,7 +239,7 @@ def _parse_metadata(values: Mapping[str, str]) -> Metadata:
         raw_config, provenance = json.loads(values["rddm.config"]), json.loads(values["rddm.provenance"])
     except RecursionError as error:
         raise ValueError("JSON nested far too deep") from error
-    config = config_from_dict(raw_config)
+    config = config_from_dict(raw_config, complete=int(version) == FORMAT_VERSION)
     _check_bounds(raw_config)
     scale, steps = float(values["rddm.residual_scale"]), int(values["rddm.recommended_steps"])
     if not (math.isfinite(scale) and scale > 0):
@@ -247,7 +248,7 @@ def _parse_metadata(values: Mapping[str, str]) -> Metadata:
         raise ValueError(f"recommended_steps must be 1 to {config.diffusion.timesteps}, not {steps}")
     if not isinstance(provenance, dict):
         raise ValueError("the provenance is no mapping")
-    return config, scale, steps, provenance, values["rddm.licence"]
+    return int(version), config, scale, steps, provenance, values["rddm.licence"]
 
 
 def _check_bounds(value: Any, where: str = "config") -> None:

@@ -30,6 +30,8 @@ class GuidanceConfig:
     backbone: Literal["efficientnet_lite0", "resnet50"] = "efficientnet_lite0"
     stages: tuple[int, ...] = (1, 2, 3)
     width: int = 48
+    reduction: int = 1
+    """The backbone sees I_p reduced by this factor: semantics need no pixel detail."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class DenoiserConfig:
     """Where x_t enters. `encoder`: concatenated with (I_p, map) at the input, so that the whole network runs at every
     step. `decoder`: through a light pyramid joined to the skips, so that the encoder depends on the condition alone
     and runs once per image."""
+    deconvolution_radii: tuple[float, ...] = ()
+    """Radii in pixels of the Wiener deconvolutions of I_p that join the condition; none in the paper."""
+    overlap: bool = False
+    """Adds to the final pixel shuffle a transposed convolution whose blocks overlap: without it, edges can show a
+    serration with the period of the shuffle."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,11 @@ class RDDMConfig:
 
 def lite() -> RDDMConfig:
     """The shipped size: every part of the method, small enough to be trained on two CPU cores."""
-    return RDDMConfig(name="lite")
+    return RDDMConfig(
+        name="lite",
+        guidance=GuidanceConfig(reduction=2),
+        denoiser=DenoiserConfig(deconvolution_radii=(1.0, 1.8, 3.0, 4.5, 6.5, 9.0), overlap=True),
+    )
 
 
 def paper() -> RDDMConfig:
@@ -136,9 +147,12 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def config_from_dict(values: dict[str, Any]) -> RDDMConfig:
-    """The inverse of `config_to_dict`; ValueError names unknown keys, missing keys and values of a wrong type."""
-    return dataclass_from_dict(RDDMConfig, values, "config", complete=True)
+def config_from_dict(values: dict[str, Any], complete: bool = True) -> RDDMConfig:
+    """The inverse of `config_to_dict`; ValueError names unknown keys, missing keys and values of a wrong type.
+
+    Without `complete`, as for checkpoints of an earlier format, missing fields keep their defaults.
+    """
+    return dataclass_from_dict(RDDMConfig, values, "config", complete)
 
 
 def dataclass_from_dict(kind: type, values: Any, where: str, complete: bool) -> Any:

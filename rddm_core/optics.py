@@ -165,7 +165,7 @@ def _blur_layers(layers: Tensor, centres: list[float], aperture: Aperture, fring
     """Convolve [L, 4, H, W] with each layer's spot by FFT; borders are continued by replication."""
     height, width = layers.shape[-2:]
     padded = F.pad(layers, (margin,) * 4, mode="replicate")
-    shape = (_fft_size(height + 2 * margin), _fft_size(width + 2 * margin))
+    shape = (fft_size(height + 2 * margin), fft_size(width + 2 * margin))
     size = 2 * margin + 1
     scales = (1 + fringe, 1.0, 1 - fringe, 1.0) if fringe else (1.0,)
     spots = torch.stack([torch.stack([aperture_kernel(r * s, aperture, size) for s in scales]) for r in centres])
@@ -179,8 +179,8 @@ def _blur_layers(layers: Tensor, centres: list[float], aperture: Aperture, fring
     return result
 
 
-def _fft_size(n: int) -> int:
-    """The next size whose factors are 2, 3 and 5 alone."""
+def fft_size(n: int) -> int:
+    """The next size of at least `n` whose factors are 2, 3 and 5 alone."""
     while True:
         rest = n
         for factor in (2, 3, 5):

@@ -48,6 +48,17 @@ def sample_radius_field(
     return field.clamp(-max_radius, max_radius)
 
 
+def radius_field_from_depth(rng: np.random.Generator, depth: Tensor, max_radius: float) -> Tensor:
+    """Signed radii [S, S] in pixels for a relative depth [S, S] in 0..1 (0 = near), focused on some point of the scene.
+
+    Relative depths, of focal stacks and disparities, are close to linear in the radius: both follow 1 / distance.
+    """
+    strength = _sample_strength(rng, max_radius)
+    focus = float(depth[tuple(rng.integers(n) for n in depth.shape)]) if rng.random() < 0.7 else float(rng.uniform())
+    difference = depth - focus
+    return (difference / difference.abs().max().clamp_min(0.15) * strength).clamp(-max_radius, max_radius)
+
+
 def _sample_strength(rng: np.random.Generator, max_radius: float) -> float:
     """The scene's largest radius: log-uniform, with more weight on what photographs show most (2 to 8 px)."""
     if rng.random() < 0.6:

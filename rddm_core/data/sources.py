@@ -29,6 +29,15 @@ class PhotoPair:
 
 
 @dataclass(frozen=True)
+class DepthPhoto:
+    """An all-in-focus photograph and its depth: any values that grow, or with `near_is_bright` fall, with distance."""
+
+    image: Path
+    depth: Path
+    near_is_bright: bool = False
+
+
+@dataclass(frozen=True)
 class MaskedPhoto:
     """A photograph and its binary mask, white where it is out of focus."""
 
@@ -84,6 +93,29 @@ def photo_pairs(root: Path, split: str) -> list[PhotoPair]:
         for r in rows
         if r["split"] == split
     ]
+
+
+def depth_photos(root: Path) -> list[DepthPhoto]:
+    """`root/manifest.csv` with columns image, depth, type; of them the rows of metric depth and of disparity."""
+    return [
+        DepthPhoto(root / r["image"], root / r["depth"], near_is_bright="disparity" in r["type"])
+        for r in read_rows(root / "manifest.csv", ("image", "depth", "type"))
+        if "disparity" in r["type"] or "metric depth" in r["type"]
+    ]
+
+
+def focal_stack_depths(root: Path, split: str) -> list[DepthPhoto]:
+    """The composites of focal stacks of `root/manifest.csv`, with the index of the sharpest slice as their depth.
+
+    Only stacks of many slices: two slices are no depth map. Every composite comes once.
+    """
+    rows = read_rows(root / "manifest.csv", ("sharp", "split"))
+    found = {
+        r["sharp"]: DepthPhoto(root / r["sharp"], root / r["index_map"])
+        for r in rows
+        if r["split"] == split and r.get("index_map") and int(r.get("n_slices") or 0) >= 5
+    }
+    return list(found.values())
 
 
 def masked_photos(root: Path, split: str) -> list[MaskedPhoto]:

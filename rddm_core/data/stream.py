@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
@@ -34,6 +34,8 @@ class MixtureConfig:
     noise: float = 0.5
     """Share of samples with sensor noise added to the blurred picture."""
     jpeg: float = 0.5
+    sharpening: float = 0.0
+    """Share of samples whose pictures, both, are sharpened as cameras do."""
     known_map: float = 0.25
     """Share of the samples with a true map that ask for it instead of an estimate, so that painted maps have effect."""
     seed: int = 0
@@ -47,6 +49,8 @@ class Sources:
     pairs: list[PhotoPair]
     sharp: list[SharpPhoto]
     masked: list[MaskedPhoto]
+    pair_maps: dict[Path, np.ndarray] = field(default_factory=dict)
+    """Defocus maps (uint8 [1, H, W]) of blurred photographs of pairs, estimated once from the whole photograph."""
 
     @cached_property
     def pair_shares(self) -> np.ndarray:
@@ -92,6 +96,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
     rng = np.random.default_rng((config.seed, 1, index))
     shares = np.array([config.synthetic, config.real, config.identity, config.masks])
     kind = rng.choice(4, p=shares / shares.sum())
+    at_hand = False  # an estimate is there already, none has to be made
     if kind == 0:
         if sources.pack is None:
             raise ValueError("the mixture has a synthetic share but the recipe names no sharp photographs")
@@ -102,10 +107,16 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         defocus, known = map_from_radius(radius), 1.0
     elif kind == 1:
         pair = sources.pairs[rng.choice(len(sources.pairs), p=sources.pair_shares)]
+        estimate = sources.pair_maps.get(pair.blurred)
         planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
+        if estimate is not None:
+            planes = np.concatenate((planes, estimate))
         planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
-        blurred, sharp = planes[:3].astype(np.float32), planes[3:].astype(np.float32)
-        defocus, known = torch.zeros(1, config.crop, config.crop), 0.0
+        blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)
+        if estimate is None:
+            defocus, known = torch.zeros(1, config.crop, config.crop), 0.0
+        else:
+            defocus, known, at_hand = torch.from_numpy(planes[6:].astype(np.float32) / 255), 1.0, True
     elif kind == 2:
         photo = sources.sharp[rng.integers(len(sources.sharp))]
         planes = _random_window(_random_scale(_planes(photo.path), config.crop, rng, 0.5, 1.0), config.crop, rng)
@@ -117,6 +128,8 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
         blurred = sharp = planes[:3].astype(np.float32)
         defocus, known = torch.from_numpy(planes[3:].astype(np.float32) / 255).round(), 1.0
+    if config.sharpening and rng.random() < config.sharpening:
+        blurred, sharp = _sharpen(blurred, sharp, rng)
     blurred, sharp = _tone(blurred / 255, sharp / 255, rng)
     blurred = _sensor(blurred, config, rng)
     stacked = torch.cat((torch.from_numpy(blurred), torch.from_numpy(sharp), defocus))
@@ -125,7 +138,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         "blurred": stacked[:3].contiguous(),
         "sharp": stacked[3:6].contiguous(),
         "map": stacked[6:].contiguous(),
-        "map_known": torch.tensor([known if rng.random() < config.known_map else 0.0]),
+        "map_known": torch.tensor([known if rng.random() < config.known_map or at_hand else 0.0]),
         "index": torch.tensor(index),
     }
 
@@ -165,6 +178,14 @@ def _tone(blurred: np.ndarray, sharp: np.ndarray, rng: np.random.Generator) -> t
         order = rng.permutation(3)
         blurred, sharp = blurred[order], sharp[order]
     return blurred, sharp
+
+
+def _sharpen(blurred: np.ndarray, sharp: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The same unsharp mask on both pictures [3, S, S] in 0..255."""
+    mask = ImageFilter.UnsharpMask(radius=rng.uniform(0.6, 1.6), percent=int(rng.integers(15, 90)), threshold=0)
+    pictures = (Image.fromarray(x.astype(np.uint8).transpose(1, 2, 0)).filter(mask) for x in (blurred, sharp))
+    first, second = (np.asarray(p).transpose(2, 0, 1).astype(np.float32) for p in pictures)
+    return first, second
 
 
 def _sensor(blurred: np.ndarray, config: MixtureConfig, rng: np.random.Generator) -> np.ndarray:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
+from torch import Tensor
 
 from ..files import atomic_target, write_text
 from ..optics import render_defocus
-from .scenes import sample_aperture, sample_radius_field
-from .sources import SharpPhoto, read_grey, read_rgb
+from .scenes import radius_field_from_depth, sample_aperture, sample_radius_field
+from .sources import DepthPhoto, SharpPhoto, read_grey, read_rgb
 
 RADIUS_STEP = 1 / 16
 """Resolution, in pixels, of the radii stored in a pack."""
@@ -30,18 +32,30 @@ class RenderConfig:
     levels: int = 7
     sharp_share: float = 0.08
     """Share of samples without any blur."""
+    depth_share: float = 0.0
+    """Share of samples from photographs with a depth of their own."""
 
 
-def render_sample(photos: list[SharpPhoto], config: RenderConfig, index: int) -> np.ndarray:
+def render_sample(
+    photos: list[SharpPhoto], config: RenderConfig, index: int, depths: Sequence[DepthPhoto] = ()
+) -> np.ndarray:
     """Sample `index` as uint8 [7, S, S]: blurred RGB, sharp RGB, |radius| in steps of RADIUS_STEP pixels."""
     rng = np.random.default_rng((config.seed, index))
-    image, labels = _sharp_crop(photos, config.size, rng)
+    depth: Tensor | None = None
+    labels: np.ndarray | None = None
+    if depths and rng.random() < config.depth_share:
+        image, depth = _crop_with_depth(depths[rng.integers(len(depths))], config.size, rng)
+    else:
+        image, labels = _sharp_crop(photos, config.size, rng)
     sharp = torch.from_numpy(image).permute(2, 0, 1).float() / 255
     if rng.random() < config.sharp_share:
         radius = torch.zeros(config.size, config.size)
         blurred = sharp
     else:
-        radius = sample_radius_field(rng, config.size, config.max_radius, labels)
+        if depth is None:
+            radius = sample_radius_field(rng, config.size, config.max_radius, labels)
+        else:
+            radius = radius_field_from_depth(rng, depth, config.max_radius)
         blurred = render_defocus(
             sharp,
             radius,
@@ -86,6 +100,27 @@ def _sharp_crop(photos: list[SharpPhoto], size: int, rng: np.random.Generator) -
     return np.ascontiguousarray(crop), None if crop_labels is None else np.ascontiguousarray(crop_labels)
 
 
+def _crop_with_depth(photo: DepthPhoto, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
+    """A crop [size, size, 3] and its depth [size, size], 0 the nearest and 1 the farthest point of the photograph."""
+    picture = Image.fromarray(read_rgb(photo.image))
+    with Image.open(photo.depth) as opened:
+        values = np.asarray(opened, dtype=np.float32)
+    low, high = np.percentile(values, (1, 99))
+    relative = ((values - low) / max(high - low, 1e-6)).clip(0, 1)
+    if photo.near_is_bright:
+        relative = 1 - relative
+    # The index of the sharpest slice is noise where there is no texture.
+    plane = Image.fromarray((relative * 255).astype(np.uint8)).filter(ImageFilter.MedianFilter(15))
+    smallest = (size + 1) / min(picture.size)
+    scale = float(rng.uniform(smallest, 1.0)) if smallest < 1 else smallest
+    new = (max(size, round(picture.width * scale)), max(size, round(picture.height * scale)))
+    picture, plane = picture.resize(new, Image.Resampling.LANCZOS), plane.resize(new, Image.Resampling.BILINEAR)
+    left, top = int(rng.integers(new[0] - size + 1)), int(rng.integers(new[1] - size + 1))
+    box = (left, top, left + size, top + size)
+    depth = torch.from_numpy(np.array(plane.crop(box), dtype=np.float32) / 255)
+    return np.array(picture.crop(box)), depth
+
+
 def _detail(crop: np.ndarray) -> float:
     """Mean absolute luma gradient, in 8-bit steps: flat sky teaches nothing about focus."""
     luma = crop.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -99,10 +134,18 @@ class RenderedPack:
     them; a folder made by another configuration is refused.
     """
 
-    def __init__(self, folder: Path, photos: list[SharpPhoto], config: RenderConfig, count: int) -> None:
-        self.folder, self.photos, self.config, self.count = folder, photos, config, count
+    def __init__(
+        self,
+        folder: Path,
+        photos: list[SharpPhoto],
+        config: RenderConfig,
+        count: int,
+        depths: Sequence[DepthPhoto] = (),
+    ) -> None:
+        self.folder, self.photos, self.config, self.count, self.depths = folder, photos, config, count, depths
         folder.mkdir(parents=True, exist_ok=True)
-        described = {"render": asdict(config), "count": count, "photos": [p.path.name for p in photos]}
+        names = [p.path.name for p in photos] + [d.image.name for d in depths]
+        described = {"render": asdict(config), "count": count, "photos": names}
         description = folder / "render.json"
         if not description.exists():
             write_text(description, json.dumps(described, indent=1))
@@ -123,6 +166,6 @@ class RenderedPack:
         """Sample `index % count`, rendered on first use."""
         index %= self.count
         if not self.done[index]:
-            self.samples[index] = render_sample(self.photos, self.config, index)
+            self.samples[index] = render_sample(self.photos, self.config, index, self.depths)
             self.done[index] = True
         return self.samples[index]

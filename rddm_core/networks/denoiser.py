@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from ..config import DenoiserConfig
 from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample
+from .deconvolution import wiener_bank
 from .guidance import features_for_level
 
 Condition = tuple[Tensor, ...]
+MAX_DECONVOLUTION_RADIUS = 32.0
 
 
 class DenoisingNetwork(nn.Module):
@@ -40,6 +42,12 @@ class DenoisingNetwork(nn.Module):
 
         self.time = TimeEmbedding(time_width, timesteps, ops)
         self.intro = ops.Conv2d((7 if state_at_input else 4) * pixels, widths[0], 3, padding=1)
+        if radii := config.deconvolution_radii:
+            if state_at_input or not all(0 < radius <= MAX_DECONVOLUTION_RADIUS for radius in radii):
+                raise ValueError(
+                    f"deconvolution_radii must be 0 to {MAX_DECONVOLUTION_RADIUS} pixels, with state_entry='decoder'"
+                )
+            self.deconvolution_intro = ops.Conv2d(len(radii) * pixels, widths[0], 1, bias=False)
         self.encoders = nn.ModuleList(
             nn.Sequential(
                 *(
@@ -70,6 +78,11 @@ class DenoisingNetwork(nn.Module):
         with torch.no_grad():
             self.outro.weight.mul_(0.1)
             self.outro.bias.zero_()
+        if config.overlap:
+            block = config.unshuffle
+            self.overlap = ops.ConvTranspose2d(widths[0], 3, 2 * block, stride=block, padding=block // 2, bias=False)
+            with torch.no_grad():
+                self.overlap.weight.mul_(0.1)
         if not state_at_input:
             self.state_intro = ops.Conv2d(3 * pixels, widths[0], 1)
             self.state_downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs[:-1])
@@ -83,7 +96,13 @@ class DenoisingNetwork(nn.Module):
         """
         dtype = next(self.parameters()).dtype
         x = F.pixel_unshuffle(torch.cat((pre_deblurred, defocus_map), dim=1).to(dtype), self.config.unshuffle)
-        return (x,) if self.config.state_entry == "encoder" else self._encode(self.intro(x))
+        if self.config.state_entry == "encoder":
+            return (x,)
+        features = self.intro(x)
+        if radii := self.config.deconvolution_radii:
+            bank = wiener_bank(pre_deblurred, radii).to(dtype)
+            features = features + self.deconvolution_intro(F.pixel_unshuffle(bank, self.config.unshuffle))
+        return self._encode(features)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: tuple[Tensor, ...]) -> Tensor:
         """x_t [B, 3, H, W] (unit-scale residual with noise), t [B] in 1..T -> predicted x_0 [B, 3, H, W] in fp32."""
@@ -100,7 +119,8 @@ class DenoisingNetwork(nn.Module):
             semantic = features_for_level(guidance, level, (x.shape[-2], x.shape[-1]))
             for block in cast(nn.ModuleList, self.decoders[level]):
                 x = block(x, time, semantic)
-        return F.pixel_shuffle(self.outro(x), self.config.unshuffle).float()
+        x_0 = F.pixel_shuffle(self.outro(x), self.config.unshuffle).float()
+        return x_0 + self.overlap(x).float() if self.config.overlap else x_0
 
     def _encode(self, x: Tensor) -> Condition:
         skips = []

@@ -40,6 +40,7 @@ class GuidanceNetwork(nn.Module):
         self.backbone.requires_grad_(False)
         self.backbone.eval()
         self.mean, self.std = STATISTICS[config.backbone]
+        self.reduction = config.reduction
         self.projections = nn.ModuleList(
             nn.Sequential(
                 ops.Conv2d(channels, config.width, 1),
@@ -57,9 +58,14 @@ class GuidanceNetwork(nn.Module):
         return self
 
     def forward(self, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
-        """I_p [B, 3, H, W] in 0..1 -> one [B, width, H/s, W/s] per stage, finest first; s = 4, 8, 16."""
+        """I_p [B, 3, H, W] in 0..1 -> one [B, width, H/s, W/s] per stage, finest first; s = 4, 8, 16 times `reduction`.
+
+        H and W must be multiples of the largest s.
+        """
         dtype = next(self.backbone.parameters()).dtype
         x = pre_deblurred.float()
+        if self.reduction > 1:
+            x = F.avg_pool2d(x, self.reduction)
         mean, std = x.new_tensor(self.mean).view(1, 3, 1, 1), x.new_tensor(self.std).view(1, 3, 1, 1)
         features = self.backbone(((x - mean) / std).to(dtype))
         return tuple(project(feature) for project, feature in zip(self.projections, features, strict=True))

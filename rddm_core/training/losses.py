@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from ..diffusion import q_sample
 from ..networks.model import RDDM
 
+TYPICAL_ERROR = 0.04
+"""Mean absolute error of a typical defocused crop."""
+
 
 def estimator_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy with logits; targets are hand-made binary maps and rendered maps in 0..1."""
@@ -30,14 +33,32 @@ def sample_timesteps(count: int, timesteps: int, noise_share: float, generator: 
     return torch.where(torch.rand(count, generator=generator) < noise_share, timesteps, uniform)
 
 
-def joint_loss(
-    model: RDDM, blurred: Tensor, sharp: Tensor, defocus_map: Tensor, t: Tensor, noise: Tensor, alpha_bars: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Eq. 12 in unit-scale residuals, and the anchor on I_p.
+def sample_weights(blurred: Tensor, sharp: Tensor, floor: float) -> Tensor:
+    """[B] weights that make the *relative* improvement of every sample count, which is what a gain in dB measures.
 
-    blurred, sharp [B, 3, H, W]; defocus_map [B, 1, H, W]; t [B]; noise like sharp; alpha_bars [T + 1].
-    Returns (|r - f(x_t, t, c)|_1, |r|_1) with r = residual_scale (I - I_p). x_t is made from the detached residual,
-    or p could learn to write its answer into f's noisy input.
+    Inverse to the mean absolute error of the blurred picture, plus `floor` so that sharp samples stay bounded, and
+    about one for a typical sample. Unlike a PSNR loss they do not depend on the timestep.
+    """
+    error = (sharp - blurred).abs().mean(dim=(1, 2, 3))
+    return (TYPICAL_ERROR + floor) / (error + floor)
+
+
+def joint_loss(
+    model: RDDM,
+    blurred: Tensor,
+    sharp: Tensor,
+    defocus_map: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    alpha_bars: Tensor,
+    weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Eq. 12 in unit-scale residuals, the anchor on I_p, and Eq. 12 in the frequency domain.
+
+    blurred, sharp [B, 3, H, W]; defocus_map [B, 1, H, W]; t [B]; noise like sharp; alpha_bars [T + 1]; weights [B],
+    or None for equal ones. Returns means over the batch: `residual` |r - f(x_t, t, c)|_1, `anchor` |r|_1 with
+    r = residual_scale (I - I_p), and `spectrum`, the L1 norm of the Fourier transform of r - f. x_t is made from the
+    detached residual, or p could learn to write its answer into f's noisy input.
     """
     pre_deblurred = model.pre_deblur(blurred, defocus_map)
     residual = model.residual_scale * (sharp - pre_deblurred)
@@ -45,5 +66,8 @@ def joint_loss(
     guidance = model.guidance(pre_deblurred.detach())
     condition = model.denoiser.encode_condition(pre_deblurred, defocus_map)
     x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])
-    prediction = model.denoiser(x_t, t, condition, guidance)
-    return F.l1_loss(prediction, residual), residual.abs().mean()
+    error = residual - model.denoiser(x_t, t, condition, guidance)
+    spectrum = torch.view_as_real(torch.fft.rfft2(error.float(), norm="ortho"))
+    parts = {"residual": error, "anchor": residual, "spectrum": spectrum}
+    means = {name: part.abs().flatten(1).mean(dim=1) for name, part in parts.items()}
+    return {name: (mean if weights is None else weights * mean).mean() for name, mean in means.items()}

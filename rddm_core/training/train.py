@@ -12,28 +12,40 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import preset
-from ..data.sources import masked_photos, photo_pairs, sharp_photos
+from ..data.sources import (
+    DepthPhoto,
+    PhotoPair,
+    depth_photos,
+    focal_stack_depths,
+    masked_photos,
+    photo_pairs,
+    read_rgb,
+    sharp_photos,
+)
 from ..data.stream import Sample, Sources, TrainingStream
 from ..data.synthetic import RenderedPack
 from ..diffusion import make_alpha_bars
 from ..files import atomic_target, write_text
 from ..networks.guidance import load_backbone_weights
 from ..networks.model import RDDM
-from .losses import estimate_training_map, estimator_loss, joint_loss, sample_timesteps
+from ..pipeline import estimate_defocus_map
+from .losses import estimate_training_map, estimator_loss, joint_loss, sample_timesteps, sample_weights
 from .recipe import Recipe, load_recipe, runs_folder
-from .validate import validate_estimator, validate_joint
+from .validate import to_tensor, validate_estimator, validate_joint
 
 WEIGHTS_LICENCE = (
     "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
     "see the model card before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
 )
 MAX_BAD_STEPS = 20
+ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
 MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
 
 
@@ -50,15 +62,15 @@ class Objective(nn.Module):
         if self.recipe.stage == "estimator":
             return {"loss": estimator_loss(self.model.estimator(blurred), batch["map"])}
         t, noise = self._noise(batch)
-        estimate = estimate_training_map(
-            self.model, blurred, MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
-        )
-        known = batch["map_known"][:, :, None, None]
-        defocus_map = known * batch["map"] + (1 - known) * estimate
-        residual, anchor = joint_loss(
-            self.model, blurred, batch["sharp"], defocus_map, t, noise, self.alpha_bars.to(t.device)
-        )
-        return {"loss": residual + self.recipe.anchor * anchor, "residual": residual, "anchor": anchor}
+        defocus_map, unknown = batch["map"].clone(), batch["map_known"][:, 0] == 0
+        if bool(unknown.any()):
+            scale = MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
+            defocus_map[unknown] = estimate_training_map(self.model, blurred[unknown], scale)
+        recipe, sharp = self.recipe, batch["sharp"]
+        weights = sample_weights(blurred, sharp, recipe.balance_floor) if recipe.balance_floor else None
+        losses = joint_loss(self.model, blurred, sharp, defocus_map, t, noise, self.alpha_bars.to(t.device), weights)
+        loss = losses["residual"] + recipe.anchor * losses["anchor"] + recipe.spectrum * losses["spectrum"]
+        return {"loss": loss, **losses}
 
     def _noise(self, batch: Sample) -> tuple[Tensor, Tensor]:
         """t and noise per sample index, drawn on the CPU: independent of batching and of the number of processes."""
@@ -145,6 +157,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         average.values = [value.to(p.device) for value, p in zip(state["average"], parameters, strict=True)]
         step, seconds, best = state["step"], state["seconds"], state["best"]
     sources = open_sources(recipe)
+    if recipe.stage == "joint":
+        sources.pair_maps.update(estimate_pair_maps(model, sources.pairs))
     stream = TrainingStream(
         sources, recipe.mixture, recipe.batch, step, accelerator.process_index, accelerator.num_processes
     )
@@ -226,22 +240,53 @@ def build_model(recipe: Recipe) -> RDDM:
         path = Path(recipe.start_from)
         if not path.is_file():
             path = runs_folder() / recipe.start_from / "best.safetensors"
-        return load_checkpoint(path)
+        start = load_checkpoint(path)
+        if not recipe.rebuild:
+            return start
     torch.manual_seed(recipe.seed)
     model = RDDM(preset(recipe.preset))
+    if recipe.start_from:
+        transfer_weights(start, model)
     if recipe.backbone_weights:
         load_backbone_weights(model.guidance, recipe.backbone_weights)
     return model
 
 
+def transfer_weights(source: RDDM, target: RDDM) -> list[str]:
+    """Copy every tensor of `source` that fits into `target`; returns the names of those of `target` left as built.
+
+    Layers that only `target` has and that add to the sum of others start at zero, so that it begins as `source` ends.
+    """
+    given, wanted = source.state_dict(), target.state_dict()
+    fitting = {name: value for name, value in given.items() if name in wanted and value.shape == wanted[name].shape}
+    target.load_state_dict(fitting, strict=False)
+    left = sorted(set(wanted) - set(fitting))
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            if name in left and name.startswith(ADDED_LAYERS):
+                parameter.zero_()
+    target.residual_scale, target.recommended_steps = source.residual_scale, source.recommended_steps
+    return left
+
+
+def estimate_pair_maps(model: RDDM, pairs: list[PhotoPair]) -> dict[Path, np.ndarray]:
+    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`."""
+    model.eval()
+    maps = {}
+    for pair in pairs:
+        estimate = estimate_defocus_map(model, to_tensor(read_rgb(pair.blurred)))[0]
+        maps[pair.blurred] = (estimate * 255).round().to("cpu", torch.uint8).numpy()
+    return maps
+
+
 def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
     """Freeze what the stage does not train; returns the trainable parameters."""
     model.requires_grad_(False)
-    parts = (
-        [model.estimator]
-        if recipe.stage == "estimator"
-        else [model.pre_deblur, model.denoiser, model.guidance.projections]
-    )
+    parts: list[nn.Module] = [model.denoiser, model.guidance.projections]
+    if not recipe.freeze_pre_deblur:
+        parts.append(model.pre_deblur)
+    if recipe.stage == "estimator":
+        parts = [model.estimator]
     for part in parts:
         part.requires_grad_(True)
     return [p for p in model.parameters() if p.requires_grad]
@@ -258,7 +303,11 @@ def open_sources(recipe: Recipe) -> Sources:
     data, root = recipe.data, recipe.data.resolved_root()
     segments = root / data.segments if data.segments else None
     sharp = sharp_photos(root / data.sharp, "train", segments) if data.sharp else []
-    pack = RenderedPack(runs_folder() / data.pack, sharp, data.render, data.pack_count) if sharp else None
+    depths: list[DepthPhoto] = []
+    if data.depth:
+        depths = depth_photos(root / data.depth)
+        depths += focal_stack_depths(root / data.pairs, "train") if data.pairs else []
+    pack = RenderedPack(runs_folder() / data.pack, sharp, data.render, data.pack_count, depths) if sharp else None
     return Sources(
         pack=pack,
         pairs=photo_pairs(root / data.pairs, "train") if data.pairs else [],

@@ -119,7 +119,7 @@ def test_loading_in_half_precision(tiny_checkpoint: Path, dtype: torch.dtype) ->
 
 def test_info(tiny_checkpoint: Path, tiny_config: RDDMConfig) -> None:
     info = read_info(tiny_checkpoint)
-    assert (info.format_version, info.config) == (1, tiny_config)
+    assert (info.format_version, info.config) == (2, tiny_config)
     assert (info.residual_scale, info.recommended_steps) == (10.0, 2)
     assert (info.provenance, info.licence) == ({"data": "none", "steps": 0}, "none: random weights")
     model = RDDM(tiny_config)
@@ -172,7 +172,9 @@ class BareConv2d(nn.Conv2d):
 
 
 def test_layers_of_a_host(tiny_checkpoint: Path) -> None:
-    ops = SimpleNamespace(Linear=LateLinear, Conv2d=BareConv2d, LayerNorm=nn.LayerNorm)
+    ops = SimpleNamespace(
+        Linear=LateLinear, Conv2d=BareConv2d, ConvTranspose2d=nn.ConvTranspose2d, LayerNorm=nn.LayerNorm
+    )
     model = load_checkpoint(tiny_checkpoint, ops=ops)
     assert isinstance(model.denoiser.time.hidden, LateLinear)
     assert isinstance(model.pre_deblur.intro, BareConv2d)
@@ -229,6 +231,7 @@ def pre_deblur_names() -> Iterator[str]:
 
 def denoiser_names() -> Iterator[str]:
     yield from affine("intro", "outro", "time.hidden", "time.out", "state_intro")
+    yield from ("deconvolution_intro.weight", "overlap.weight")
     for level, blocks in enumerate((2, 2, 3, 3)):
         yield from affine(f"downs.{level}.conv", f"state_gates.{level}")
         yield f"ups.{level}.conv.weight"
@@ -254,6 +257,25 @@ def test_key_names_are_frozen_whatever_the_libraries_call_their_layers() -> None
     names = list(own_names(RDDM(lite()).state_dict()).values())
     assert len(set(names)) == len(names)
     assert set(names) == frozen
+
+
+def test_a_checkpoint_of_format_1_is_still_read(tiny_config: RDDMConfig, tmp_path: Path) -> None:
+    old = replace(
+        tiny_config,
+        guidance=replace(tiny_config.guidance, reduction=1),
+        denoiser=replace(tiny_config.denoiser, deconvolution_radii=(), overlap=False),
+    )
+    path = tmp_path / "old.safetensors"
+    save_checkpoint(path, RDDM(old), provenance={}, licence="none")
+    tensors, metadata = stored(path)
+    config = json.loads(metadata["rddm.config"])
+    del config["guidance"]["reduction"], config["denoiser"]["deconvolution_radii"], config["denoiser"]["overlap"]
+    written = metadata | {"rddm.format_version": "1", "rddm.config": json.dumps(config)}
+    save_file(tensors, path, written)
+    assert read_info(path).format_version == 1
+    assert load_checkpoint(path).config == old
+    save_file(tensors, path, written | {"rddm.format_version": "2"})
+    refused(path, "config.guidance lacks")
 
 
 def test_resnet_names() -> None:
@@ -404,7 +426,7 @@ def test_metadata(tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path
     config = config_to_dict(tiny_config)
     path = tmp_path / "model.safetensors"
     cases: list[tuple[str, str | None, str]] = [
-        ("format_version", "2", "has format 2, this version reads up to 1"),
+        ("format_version", "3", "has format 3, this version reads up to 2"),
         ("format_version", "0", "format version"),
         ("format_version", "one", "format version"),
         *((key, None, f"no {key}") for key in ("config", "residual_scale", "recommended_steps", "licence")),

@@ -12,7 +12,14 @@ import torch
 from PIL import Image
 
 from rddm_core.data.scenes import sample_aperture, sample_radius_field
-from rddm_core.data.sources import PhotoPair, masked_photos, photo_pairs, sharp_photos
+from rddm_core.data.sources import (
+    PhotoPair,
+    depth_photos,
+    focal_stack_depths,
+    masked_photos,
+    photo_pairs,
+    sharp_photos,
+)
 from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
 
@@ -201,3 +208,45 @@ class TestStream:
     def test_real_pairs_never_claim_a_true_map(self, sources):
         config = replace(self.config, synthetic=0, masks=0, identity=0, real=1, known_map=1.0)
         assert float(draw_sample(sources, config, 2)["map_known"]) == 0
+
+
+def test_depths_of_focal_stacks_and_disparities_face_the_same_way(tmp_path):
+    (tmp_path / "depth").mkdir()
+    ramp = np.tile(np.linspace(0, 255, 120).astype(np.uint8), (96, 1))
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (96, 120, 3), dtype=np.uint8)).save(tmp_path / "depth" / "a.png")
+    Image.fromarray(ramp).save(tmp_path / "depth" / "far_right.png")
+    Image.fromarray(255 - ramp).save(tmp_path / "depth" / "near_left.png")
+    kinds = {"far_right.png": "metric depth, mm", "near_left.png": "disparity (near=bright)", "none": "segments"}
+    write_manifest(
+        tmp_path / "depth" / "manifest.csv", [{"image": "a.png", "depth": d, "type": t} for d, t in kinds.items()]
+    )
+    metric, disparity = depth_photos(tmp_path / "depth")
+    samples = []
+    for photo in (metric, disparity):
+        config = RenderConfig(size=64, max_radius=4.0, sharp_share=0.0, depth_share=1.0)
+        samples.append(render_sample([], config, 7, [photo]))
+    assert np.abs(samples[0].astype(int) - samples[1]).max() <= 1
+    radius = samples[0][6] * RADIUS_STEP
+    # The median filter of the depth bends the ramp in the last pixels; elsewhere |radius| is a V along it.
+    assert np.abs(np.diff(radius, axis=0)).max() == 0 and radius.max() > 0
+
+
+def test_a_stack_of_few_slices_is_no_depth(tmp_path):
+    rows = [
+        {"sharp": "a.jpg", "split": "train", "index_map": "a.png", "n_slices": 12},
+        {"sharp": "a.jpg", "split": "train", "index_map": "a.png", "n_slices": 12},
+        {"sharp": "b.jpg", "split": "train", "index_map": "b.png", "n_slices": 2},
+        {"sharp": "c.jpg", "split": "dev", "index_map": "c.png", "n_slices": 12},
+    ]
+    write_manifest(tmp_path / "manifest.csv", rows)
+    assert [photo.image.name for photo in focal_stack_depths(tmp_path, "train")] == ["a.jpg"]
+
+
+def test_camera_sharpening_goes_over_both_pictures(collection):
+    sources = Sources(pack=None, pairs=[], sharp=sharp_photos(collection / "sharp", "train"), masked=[])
+    plain = MixtureConfig(crop=64, synthetic=0, real=0, identity=1, noise=0, jpeg=0)
+    sharpened = replace(plain, sharpening=1.0)
+    sample = draw_sample(sources, sharpened, 5)
+    assert torch.equal(sample["blurred"], sample["sharp"])
+    assert not torch.equal(sample["sharp"], draw_sample(sources, plain, 5)["sharp"])

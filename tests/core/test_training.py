@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from PIL import Image
 
 from rddm_core.checkpoint import load_checkpoint, read_info
 from rddm_core.config import lite
+from rddm_core.data.sources import photo_pairs
+from rddm_core.data.stream import MixtureConfig, Sources, draw_sample
 from rddm_core.diffusion import make_alpha_bars
 from rddm_core.networks.model import RDDM
-from rddm_core.training.losses import joint_loss, sample_timesteps
+from rddm_core.training.losses import joint_loss, sample_timesteps, sample_weights
 from rddm_core.training.recipe import Recipe, load_recipe
-from rddm_core.training.train import MovingAverage, learning_rate, run
+from rddm_core.training.train import MovingAverage, estimate_pair_maps, learning_rate, run, transfer_weights
 
 RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
 
@@ -237,3 +240,65 @@ def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_pat
     assert state["step"] <= 1
     run(recipe, resume=True)
     assert torch.load(runs / "paper" / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_samples_count_by_the_relative_error():
+    sharp = torch.zeros(3, 3, 8, 8)
+    blurred = torch.stack((torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.04), torch.full((3, 8, 8), 0.2)))
+    weights = sample_weights(blurred, sharp, floor=0.01)
+    torch.testing.assert_close(weights, torch.tensor([5.0, 1.0, 0.05 / 0.21]))
+
+
+def test_the_spectrum_term_is_zero_for_a_perfect_prediction(tiny_config):
+    model = RDDM(tiny_config)
+    with torch.no_grad():
+        for parameter in (*model.denoiser.outro.parameters(), *model.denoiser.overlap.parameters()):
+            parameter.zero_()  # predicts a residual of zero, which is right where p restores the target
+    blurred, bars = torch.rand(1, 3, 64, 64), make_alpha_bars(tiny_config.diffusion)
+    known_map = torch.zeros(1, 1, 64, 64)
+    with torch.no_grad():
+        target = model.pre_deblur(blurred, known_map)
+    arguments = (known_map, torch.tensor([9]), torch.randn_like(blurred), bars)
+    losses = joint_loss(model, blurred, target, *arguments)
+    assert all(float(value) == pytest.approx(0, abs=1e-5) for value in losses.values())
+    weighted = joint_loss(model, blurred, target + 0.1, *arguments, weights=torch.tensor([3.0]))
+    plain = joint_loss(model, blurred, target + 0.1, *arguments)
+    assert plain["spectrum"] > 0
+    for name, value in weighted.items():
+        assert float(value) == pytest.approx(3 * float(plain[name]), rel=1e-5)
+
+
+def test_a_rebuilt_network_begins_as_the_old_one_ends(tiny_config):
+    old_denoiser = replace(tiny_config.denoiser, deconvolution_radii=(), overlap=False)
+    old = RDDM(replace(tiny_config, denoiser=old_denoiser)).eval()
+    old.residual_scale = 7.0
+    new = RDDM(tiny_config).eval()
+    left = transfer_weights(old, new)
+    assert left and all(name.startswith(("denoiser.deconvolution_intro", "denoiser.overlap")) for name in left)
+    assert new.residual_scale == 7.0
+    guess, defocus_map, state = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
+    predictions = [
+        m.denoiser(state, torch.tensor([9]), m.denoiser.encode_condition(guess, defocus_map), m.guidance(guess))
+        for m in (old, new)
+    ]
+    torch.testing.assert_close(predictions[0], predictions[1])
+
+
+def test_pairs_are_trained_with_the_map_of_the_whole_photograph(tiny_config, collection):
+    pairs = photo_pairs(collection / "real_pairs", "train")
+    maps = estimate_pair_maps(RDDM(tiny_config), pairs)
+    sources = Sources(pack=None, pairs=pairs, sharp=[], masked=[], pair_maps=maps)
+    mixture = MixtureConfig(crop=64, synthetic=0, real=1, identity=0, known_map=0.0)
+    sample = draw_sample(sources, mixture, 3)
+    assert sample["map_known"] == 1 and 0 < sample["map"].min() <= sample["map"].max() < 1
+    sources.pair_maps.clear()
+    assert draw_sample(sources, mixture, 3)["map_known"] == 0
+
+
+def test_a_frozen_pre_deblur_module_stays_as_it_was(runs, narrow_networks, collection, tmp_path):
+    first = run(write_recipe(tmp_path, collection, name="first"))
+    second = run(write_recipe(tmp_path, collection, start_from="first", freeze_pre_deblur=True, rebuild=True))
+    before, after = load_checkpoint(first), load_checkpoint(second)
+    for key, value in before.pre_deblur.state_dict().items():
+        assert torch.equal(value, after.pre_deblur.state_dict()[key]), key
+    assert not torch.equal(before.denoiser.intro.weight, after.denoiser.intro.weight)

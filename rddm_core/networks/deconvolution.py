@@ -1,0 +1,49 @@
+"""A bank of Wiener deconvolutions: what the picture would be if it had been blurred by one disc or another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..optics import Aperture, aperture_kernel, fft_size
+
+MARGIN = 48
+"""Pixels added for the FFT, which takes its input as periodic; over them one border turns into the opposite one."""
+NOISE_TO_SIGNAL = 0.05
+"""Regularisation K of the Wiener filter H* / (|H|^2 + K)."""
+
+
+def wiener_bank(image: Tensor, radii: tuple[float, ...]) -> Tensor:
+    """Change of the luma by a Wiener filter (Wiener 1949) for a disc of each radius.
+
+    A convolutional network has to learn inverse filters tap by tap; here it only has to choose, pixel by pixel, the
+    one whose result rings least.
+
+    image [B, 3, H, W], about 0..1, radii in pixels -> [B, len(radii), H, W] fp32, limited to -1..1. The response of a
+    filter dies away within a few radii, so a tile and the whole picture agree away from the tile's border.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        luma = image.float().mean(dim=1, keepdim=True)
+        height, width = luma.shape[-2:]
+        padded = _periodic(_periodic(luma, fft_size(width + MARGIN)).mT, fft_size(height + MARGIN)).mT
+        size = (padded.shape[-2], padded.shape[-1])
+        filters = torch.stack([_inverse_filter(radius, size) for radius in radii]).to(luma.device)
+        changes = torch.fft.irfft2(torch.fft.rfft2(padded) * filters, s=size)
+        return changes[..., :height, :width].clamp(-1, 1)
+
+
+def _periodic(x: Tensor, length: int) -> Tensor:
+    """Lengthen the last axis to `length`, the added part leading from the last value back to the first."""
+    added = length - x.shape[-1]
+    ramp = torch.arange(1, added + 1, device=x.device) / (added + 1)
+    return torch.cat((x, torch.lerp(x[..., -1:], x[..., :1], ramp)), dim=-1)
+
+
+def _inverse_filter(radius: float, size: tuple[int, int]) -> Tensor:
+    """H* / (|H|^2 + K), normalised to leave the mean as it is, minus one: [h, w // 2 + 1] for `rfft2`."""
+    kernel_size = 2 * int(radius + 2) + 1
+    spot = torch.zeros(size)
+    spot[:kernel_size, :kernel_size] = aperture_kernel(radius, Aperture(), kernel_size)
+    # Real, because the disc is symmetric about the origin.
+    transfer = torch.fft.rfft2(spot.roll((-(kernel_size // 2),) * 2, (0, 1))).real
+    return (1 + NOISE_TO_SIGNAL) * transfer / (transfer.square() + NOISE_TO_SIGNAL) - 1

@@ -1,0 +1,67 @@
+"""The bank of Wiener deconvolutions that joins the denoiser's condition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rddm_core.config import DenoiserConfig
+from rddm_core.networks.deconvolution import wiener_bank
+from rddm_core.networks.denoiser import DenoisingNetwork
+from rddm_core.optics import Aperture, aperture_kernel
+
+RADII = (1.0, 3.0, 6.0)
+
+
+def texture(height: int = 96, width: int = 80) -> torch.Tensor:
+    coarse = torch.rand(1, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+
+
+def blur(image: torch.Tensor, radius: float) -> torch.Tensor:
+    kernel = aperture_kernel(radius, Aperture(), 17)[None, None].expand(3, 1, -1, -1)
+    return F.conv2d(F.pad(image, (8,) * 4, mode="replicate"), kernel, groups=3)
+
+
+@pytest.mark.parametrize("true_index", [1, 2])
+def test_the_matching_radius_restores_best(true_index):
+    sharp = texture()
+    blurred = blur(sharp, RADII[true_index])
+    wanted = (sharp - blurred).mean(1)[:, 16:-16, 16:-16]
+    changes = wiener_bank(blurred, RADII)[:, :, 16:-16, 16:-16]
+    errors = [float((changes[:, i] - wanted).square().mean()) for i in range(len(RADII))]
+    assert min(errors) == errors[true_index] < 0.7 * float(wanted.square().mean())
+
+
+def test_a_flat_picture_stays_flat():
+    assert wiener_bank(torch.full((1, 3, 50, 31), 0.7), RADII).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 65)])
+def test_any_size_and_every_item_by_itself(size):
+    batch = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    bank = wiener_bank(batch, RADII)
+    assert bank.shape == (2, len(RADII), *size) and torch.isfinite(bank).all()
+    torch.testing.assert_close(bank[1:], wiener_bank(batch[1:], RADII), atol=1e-6, rtol=0)
+
+
+def test_a_tile_agrees_with_the_whole_away_from_its_border():
+    whole = texture(256, 256)
+    inside = wiener_bank(whole, RADII)[..., 96:160, 96:160]
+    tile = wiener_bank(whole[..., 32:224, 32:224], RADII)[..., 64:128, 64:128]
+    assert (inside - tile).abs().max() < 0.01
+
+
+def test_half_precision_and_autocast_keep_the_transform_in_fp32():
+    image = texture()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wiener_bank(image, RADII).dtype == torch.float32
+    torch.testing.assert_close(wiener_bank(image.half(), RADII), wiener_bank(image.half().float(), RADII))
+
+
+@pytest.mark.parametrize("change", [{"deconvolution_radii": (0.0,)}, {"state_entry": "encoder"}])
+def test_radii_that_make_no_sense_are_refused(change):
+    config = DenoiserConfig(**{"deconvolution_radii": RADII, **change})
+    with pytest.raises(ValueError, match="deconvolution_radii"):
+        DenoisingNetwork(config, guidance_width=8, timesteps=10, attention_cell=64)
