@@ -145,8 +145,9 @@ export class CompareView {
   load() {
     const { before, after } = this.pictures;
     this.missing = false;
-    const index = Math.min(this.state.index, Math.max(0, this.count - 1));
-    this.state.index = index;
+    // Without pictures yet, e.g. while a workflow loads, the wanted pair is kept for when they come.
+    if (this.count) this.state.index = Math.min(this.state.index, this.count - 1);
+    const { index } = this.state;
     for (const [image, addresses] of /** @type {[HTMLImageElement, string[]][]} */ ([
       [this.before, before],
       [this.after, after],

@@ -45,7 +45,7 @@ def compare(front_end: FrontEnd, mock_host: MockHost, names: dict[str, Any]) -> 
     front_end.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }")
     front_end.page.evaluate("() => app.queuePrompt(0, 1)")
     front_end.wait(f"document.querySelector('.rddm-compare-ready') && {READY}")
-    front_end.pause(300)
+    front_end.pause(100)
     return front_end
 
 
@@ -194,7 +194,7 @@ def survives_reloading_the_page(front_end: FrontEnd) -> None:
     saved, _ = front_end.graph()
     front_end.page.reload(wait_until="domcontentloaded")
     front_end.wait("window.app?.graph && window.LiteGraph?.registered_node_types['RDDMCompare']")
-    front_end.pause(2000)
+    front_end.pause(1000)
     front_end.page.keyboard.press("Escape")
     front_end.load(saved)
 
@@ -207,6 +207,7 @@ def survives_copying(front_end: FrontEnd) -> None:
           app.canvas.copyToClipboard();
           app.canvas.pasteFromClipboard();
           app.graph.remove(original);
+          {NODE}.pos = [300, 120];  // it is pasted where the mouse is
         }}"""
     )
 

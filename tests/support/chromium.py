@@ -19,6 +19,7 @@ PATIENCE = 300_000
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 RENDERERS = {"LiteGraph": False, "Nodes 2.0": True}
 """The two ways in which the front end draws nodes -> the setting for them."""
+OPEN = "(workflow) => app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow)"
 
 
 @contextmanager
@@ -54,7 +55,7 @@ class FrontEnd:
     def ready(self, *, nodes_2: bool) -> None:
         """Leave the templates of a first visit, choose the renderer, ask for previews."""
         self.wait("document.querySelector('#graph-canvas') && window.app.extensionManager?.setting")
-        self.pause(2000)
+        self.pause(1000)
         self.page.keyboard.press("Escape")
         self.set("Comfy.VueNodes.Enabled", nodes_2)
         self.set("Comfy.Execution.PreviewMethod", "auto")
@@ -64,9 +65,9 @@ class FrontEnd:
         self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
 
     def load(self, workflow: dict[str, Any]) -> None:
-        """Open a workflow."""
-        self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
-        self.pause(1500)
+        """Open a workflow, in the place of the one that is open."""
+        self.page.evaluate(OPEN, workflow)
+        self.pause(500)
 
     def graph(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The workflow as it would be saved, and as it would be queued."""
