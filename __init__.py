@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes import host
+from .nodes.compare import RDDMCompare
 from .nodes.defocus_map import RDDMDefocusMap
 from .nodes.model_loader import RDDMModelLoader
 from .nodes.pre_deblur import RDDMPreDeblur
@@ -23,7 +24,7 @@ class RDDMExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes, in the order of a graph."""
-        return [RDDMModelLoader, RDDMDefocusMap, RDDMPreDeblur, RDDMSampler, RDDMResidualMerge]
+        return [RDDMModelLoader, RDDMDefocusMap, RDDMPreDeblur, RDDMSampler, RDDMResidualMerge, RDDMCompare]
 
 
 async def comfy_entrypoint() -> ComfyExtension:

@@ -112,13 +112,14 @@ def ready(patcher: ModelPatcher, height: int, width: int) -> RDDM:
 def memory_required(config: RDDMConfig, height: int, width: int) -> int:
     """Bytes that the most demanding stage allocates for a picture of that size.
 
-    Measured as the peak of live tensors in fp32, per pixel: 273 bytes in the guidance backbone of `lite`, 2003 in the
-    denoiser of `paper`, which has 32 channels at full resolution; per pixel of its working size the estimator takes
-    352 (lite) or 640 (paper). Rounded up by 10 to 20 %. Half precision needs less, but not half: deformable layers
-    work in fp32.
+    Measured as the peak of live tensors in fp32, per pixel: 227 bytes in the denoiser of `lite`, 2003 in that of
+    `paper`, which has 32 channels at full resolution; 273 in the guidance backbone, if it sees the whole picture; 25
+    for each radius of the deconvolution bank. Per pixel of its working size the estimator takes 352 (lite) or 640
+    (paper). Rounded up by 10 to 25 %. Half precision needs less, but not half: deformable layers work in fp32.
     """
     channels = config.denoiser.widths[0] / config.denoiser.unshuffle**2
-    sampling = max(320, 70 * channels) * height * width
+    bank = 28 * len(config.denoiser.deconvolution_radii)
+    sampling = max(320 / config.guidance.reduction**2, bank, 70 * channels) * height * width
     estimator = 3.2 * config.estimator.decoder_width * min(height * width, config.estimator.working_size**2)
     return round(max(sampling, estimator))
 

@@ -31,7 +31,7 @@ def test_the_matching_radius_restores_best(true_index):
     wanted = (sharp - blurred).mean(1)[:, 16:-16, 16:-16]
     changes = wiener_bank(blurred, RADII)[:, :, 16:-16, 16:-16]
     errors = [float((changes[:, i] - wanted).square().mean()) for i in range(len(RADII))]
-    assert min(errors) == errors[true_index] < 0.5 * float(wanted.square().mean())
+    assert min(errors) == errors[true_index] < 0.7 * float(wanted.square().mean())
 
 
 def test_a_flat_picture_stays_flat():

@@ -31,7 +31,7 @@ from rddm_core.pipeline import (
 )
 from rddm_core.tiling import noise_tile, plan_tiles
 
-TILE_TOLERANCE = 0.05
+TILE_TOLERANCE = 0.1
 """Largest difference between tiled and whole, in standard deviations of the change."""
 
 

@@ -133,7 +133,7 @@ class Peak(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("preset", "size"), [("lite", (192, 256)), ("tiny", (192, 256)), ("paper", (64, 64))]
-)  # dominated by the estimator, the guidance network and the denoiser
+)  # dominated by the estimator, the deconvolution bank and the denoiser
 def test_memory_is_asked_for_as_it_is_used(
     submodule: Submodule, tiny_config: RDDMConfig, preset: str, size: tuple[int, int]
 ) -> None:
