@@ -60,7 +60,8 @@ def test_schedule_matters_from_two_steps(pack: SimpleNamespace, model: Any, phot
     flat = torch.ones(1, 70, 90)
     for steps, same in ((1, True), (2, False)):
         uniform, quadratic = (
-            sample(pack, model, photo[:1], flat, steps=steps, schedule=schedule) for schedule in ("uniform", "quadratic")
+            sample(pack, model, photo[:1], flat, steps=steps, schedule=schedule)
+            for schedule in ("uniform", "quadratic")
         )
         assert torch.equal(uniform, quadratic) is same
 
@@ -75,9 +76,7 @@ def test_example_photos(pack: SimpleNamespace) -> None:
 def test_statistics(pack: SimpleNamespace) -> None:
     residual = torch.zeros(1, 2, 3, 4, 40)
     residual[0, 0, :, :, :20] = 0.04  # two samples 0.04 apart: standard deviation 0.04 / sqrt(2)
-    mean, uncertainty, coloured = (
-        pack.nodes["RDDMResidualStatistics"].execute(residual=residual, full_scale=0.1).result
-    )
+    mean, uncertainty, coloured = pack.nodes["RDDMResidualStatistics"].execute(residual=residual, full_scale=0.1).result
     assert mean.shape == (1, 1, 3, 4, 40) and torch.allclose(mean[..., :20], torch.tensor(0.02))
     assert torch.allclose(uncertainty[..., :20], torch.tensor(0.4 / 2**0.5)) and not uncertainty[..., 20:].any()
     assert coloured.shape[1] > 4
