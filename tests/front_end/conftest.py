@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from chromium import RENDERERS, FrontEnd, chromium
+
 from .mock_host import MockHost, serve
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import FrontEnd, screenshots
 from PIL import Image
 
-from chromium import FrontEnd, screenshots
 from .mock_host import MockHost
 
 SIZE = (300, 200)

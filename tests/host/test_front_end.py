@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from real_host import ROOT, Host
 
-from .conftest import ROOT, Host
 from .graphs import to_prompt
 
 WORKFLOW = ROOT / "example_workflows" / "deblur.json"
