@@ -25,7 +25,9 @@ class RDDMDeblur(io.ComfyNode):
             search_aliases=["deblur", "defocus", "out of focus", "sharpen", "refocus", "restore", "unblur"],
             inputs=[
                 RDDMModel.Input("model", tooltip="From Load RDDM Model."),
-                io.Image.Input("image", tooltip="The blurred photograph, or a batch of them, such as a video's frames."),
+                io.Image.Input(
+                    "image", tooltip="The blurred photograph, or a batch of them, such as a video's frames."
+                ),
                 io.Mask.Input(
                     "map",
                     optional=True,

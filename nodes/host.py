@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..rddm_core.callbacks import Callbacks
     from ..rddm_core.config import RDDMConfig
     from ..rddm_core.networks.model import RDDM
-    from ..rddm_core.callbacks import Callbacks
 
 logger = logging.getLogger(__name__)
 

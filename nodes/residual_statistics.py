@@ -25,7 +25,9 @@ class RDDMResidualStatistics(io.ComfyNode):
             "rather than recovered.",
             search_aliases=["uncertainty", "confidence", "standard deviation", "variance", "mean", "deblur"],
             inputs=[
-                RDDMResidual.Input("residual", tooltip="From RDDM Sampler, with 2 samples or more; 8 are a good start."),
+                RDDMResidual.Input(
+                    "residual", tooltip="From RDDM Sampler, with 2 samples or more; 8 are a good start."
+                ),
                 io.Float.Input(
                     "full_scale",
                     default=0.1,

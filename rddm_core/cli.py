@@ -315,8 +315,8 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
 
 
 def _deblur_file(model: RDDM, settings: DeblurSettings, job: Job) -> None:
-    from .images import comparison_sheet, format_for, load_image, save_image
     from .callbacks import Callbacks
+    from .images import comparison_sheet, format_for, load_image, save_image
     from .pipeline import deblur
 
     format_for(job.target)  # an extension that cannot be written is known before the work

@@ -20,7 +20,22 @@ from rddm_core.checkpoint import load_checkpoint
 
 from .graphs import chain, to_prompt
 
-NODES = ["RDDMModelLoader", "RDDMDefocusMap", "RDDMPreDeblur", "RDDMSampler", "RDDMResidualMerge"]
+NODES = [
+    "RDDMModelLoader",
+    "RDDMExamplePhoto",
+    "RDDMDefocusMap",
+    "RDDMEdgeDefocusMap",
+    "RDDMPreDeblur",
+    "RDDMSampler",
+    "RDDMResidualMerge",
+    "RDDMResidualStatistics",
+    "RDDMResidualPreview",
+    "RDDMDeblur",
+    "RDDMDeconvolve",
+    "RDDMRenderDefocus",
+    "RDDMCompare",
+    "RDDMImageQuality",
+]
 TINY = "tiny.safetensors"
 STEP = 1 / 255
 
