@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from real_host import Host, running
+from upscaler import NAME, write_upscaler
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +37,7 @@ def host(comfyui_path: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
     shutil.copyfile(tiny_checkpoint, base / "models" / "rddm" / "tiny.safetensors")
     shutil.copyfile(tiny_checkpoint, base / "extra" / "rddm" / "elsewhere.safetensors")
     (base / "models" / "rddm" / "pickle.pth").write_bytes(b"never listed")
+    write_upscaler(base / "models" / "upscale_models" / NAME)
     paths = base / "extra_model_paths.yaml"
     paths.write_text(f"test:\n  base_path: {json.dumps(str(base / 'extra'))}\n  rddm: rddm\n", encoding="utf-8")
     with running(comfyui_path, base, "--extra-model-paths-config", str(paths)) as host:
