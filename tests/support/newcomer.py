@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from chromium import READY, FrontEnd
 from real_host import PACK, Host
@@ -11,7 +12,7 @@ TEMPLATE = "1-deblur-in-one-node"
 VIEWPORT = (1440, 900)
 
 
-def walk(host: Host, moment: Callable[[str, FrontEnd], None], browser: object) -> FrontEnd:
+def walk(host: Host, moment: Callable[[str, FrontEnd], None], browser: Any) -> FrontEnd:
     """First visit -> templates of the pack -> first workflow -> Run -> slider.
 
     `moment` is called with a name at every stage, for pictures. Only clicks and the mouse, as a user has them. Returns
@@ -19,8 +20,11 @@ def walk(host: Host, moment: Callable[[str, FrontEnd], None], browser: object) -
     """
     front_end = FrontEnd(browser, host.url, size=VIEWPORT)
     page = front_end.page
+    front_end.pause(3000)
     templates = page.get_by_role("dialog")
-    templates.get_by_text(PACK, exact=True).first.click()  # they open by themselves on a first visit
+    if not templates.count():  # they open by themselves on a first visit only
+        page.get_by_role("button", name="Templates").click()
+    templates.get_by_text(PACK, exact=True).first.click()
     card = page.get_by_test_id(f"template-workflow-{TEMPLATE}")
     card.wait_for()
     front_end.pause(2000)  # their pictures
@@ -29,9 +33,10 @@ def walk(host: Host, moment: Callable[[str, FrontEnd], None], browser: object) -
     front_end.wait("app.graph.nodes.some(({ type }) => type === 'RDDMCompare')")
     front_end.pause(2000)
     moment("workflow", front_end)
+    before = len(host.get("/history"))
     page.get_by_test_id("queue-button").click()
+    front_end.wait_for(lambda: len(host.get("/history")) > before)
     front_end.wait(READY)
-    front_end.wait_for(lambda: bool(host.get("/history")))
     front_end.pause(2000)
     stage = page.locator(".rddm-compare-stage").bounding_box()
     assert stage is not None
