@@ -43,6 +43,7 @@ function addButton(node) {
 async function correct(node, file) {
   const loader = addLoader(node, file);
   if (!loader || !(await hasPicture(loader))) {
+    if (loader) node.graph?.remove(loader);
     tell("The estimated map is no longer on the server. Run the workflow again.");
     return;
   }

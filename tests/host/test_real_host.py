@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_host import PACK, ROOT, Host, Run
 
 from rddm_core import pipeline
 from rddm_core.checkpoint import load_checkpoint
 
-from .conftest import PACK, ROOT, Host, Run
 from .graphs import chain, to_prompt
 
 NODES = [

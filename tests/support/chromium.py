@@ -19,6 +19,9 @@ PATIENCE = 300_000
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 RENDERERS = {"LiteGraph": False, "Nodes 2.0": True}
 """The two ways in which the front end draws nodes -> the setting for them."""
+READY = """document.querySelector('.rddm-compare-ready') &&
+  [...document.querySelectorAll('.rddm-compare-ready img')].every((image) => image.complete)"""
+"""Holds once RDDM Compare shows its pictures."""
 OPEN = "(workflow) => app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow)"
 
 
