@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from . import host, layout
@@ -48,6 +48,10 @@ class RDDMDefocusMap(io.ComfyNode):
         blurred, _ = layout.picture(image, "image")
         networks = host.ready(model, blurred.shape[-2], blurred.shape[-1])
         estimated = estimate_defocus_map(networks, blurred, callbacks=host.callbacks())
+        # For the button of `web/paint_map.js`: the mask editor takes a mask as what is transparent.
+        paintable = layout.image(blurred[:1].cpu(), 1 - estimated[:1].cpu())
         return io.NodeOutput(
-            host.to_intermediate(estimated[:, 0]), host.to_intermediate(layout.image(coloured(estimated)))
+            host.to_intermediate(estimated[:, 0]),
+            host.to_intermediate(layout.image(coloured(estimated))),
+            ui={"rddm_paintable": ui.PreviewImage(paintable, cls=cls).values},
         )

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ..rddm_core.callbacks import Callbacks
     from ..rddm_core.config import RDDMConfig
     from ..rddm_core.networks.model import RDDM
-    from ..rddm_core.callbacks import Callbacks
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,15 @@ def run_in_tiles(
 
 
 def to_intermediate(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A result as the host wants it between nodes; `dtype` overrides the precision."""
+    """A result as the host wants it between nodes; `dtype` overrides the precision.
+
+    Raises ValueError for values that are not finite: no node passes them on.
+    """
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            "the result contains invalid values (NaN or infinity): set dtype of Load RDDM Model to auto or fp32; "
+            "if that does not help, the file of the model is damaged"
+        )
     return x.to(model_management.intermediate_device(), dtype or model_management.intermediate_dtype())
 
 

@@ -34,6 +34,27 @@ def mask(values: Tensor, name: str, batch: int) -> Tensor:
     return planes
 
 
+def plane(values: Tensor, name: str, batch: int) -> Tensor:
+    """MASK, or IMAGE whose brightness counts -> [B or 1, 1, h, w] float32 in 0..1. Raises ValueError as `mask` does."""
+    if isinstance(values, Tensor) and values.ndim == 4 and values.shape[-1] in (3, 4):
+        colours, _ = picture(values, name)
+        values = colours.mean(dim=1)
+    return mask(values, name, batch)
+
+
+def residual(values: Tensor, name: str) -> Tensor:
+    """RDDM_RESIDUAL [B, N, 3, H, W], checked. Raises ValueError for what is none, and for non-finite values."""
+    if not isinstance(values, Tensor) or values.ndim != 5 or values.shape[2] != 3 or values.numel() == 0:
+        raise ValueError(f"{name} must come from RDDM Sampler, it is {_describe(values)}")
+    _check_finite(values, name)
+    return values
+
+
+def seeds(seed: int, batch: int, batch_noise: str) -> tuple[int, ...]:
+    """A seed for each picture: seed, seed + 1 and so on for `batch_noise` "own", the same for all for "shared"."""
+    return tuple(seed + (b if batch_noise == "own" else 0) for b in range(batch))
+
+
 def check_batch(x: Tensor, name: str, batch: int, *, allow_one: bool = False) -> None:
     """Raise ValueError unless `x` holds as many items as there are pictures, or one for all where that is allowed."""
     if len(x) != batch and not (allow_one and len(x) == 1):

@@ -84,10 +84,12 @@ class RDDMResidualMerge(io.ComfyNode):
     ) -> io.NodeOutput:
         """Reduce the samples to one and merge."""
         from ..rddm_core.pipeline import merge_residual
+        from ..rddm_core.residuals import reduce_samples
 
         blurred, alpha = layout.picture(original, "original")
         guess, _ = layout.picture(pre_deblurred, "pre_deblurred", bounded=False)
-        for name, planes in (("pre_deblurred", guess), ("residual", residual)):
+        samples = layout.residual(residual, "residual")
+        for name, planes in (("pre_deblurred", guess), ("residual", samples)):
             layout.check_batch(planes, name, len(blurred))
             layout.check_size(planes, name, blurred, "original")
         weight = None if mask is None else layout.mask(mask, "mask", len(blurred))
@@ -97,25 +99,6 @@ class RDDMResidualMerge(io.ComfyNode):
             defocus_map = layout.fit(layout.mask(map, "map", len(blurred)), blurred)
             allowed = 1 - protect_sharp * (1 - defocus_map)
             weight = allowed if weight is None else allowed * layout.fit(weight, blurred)
-        change = reduce_samples(residual, reduction["reduction"], reduction.get("index", 0))
+        change = reduce_samples(samples, reduction["reduction"], reduction.get("index", 0))
         merged = merge_residual(blurred, guess, change, strength=strength, mask=weight)
         return io.NodeOutput(host.to_intermediate(layout.image(merged, alpha)))
-
-
-def reduce_samples(residual: Tensor, method: str, index: int = 0) -> Tensor:
-    """Residual [B, N, 3, H, W] -> [B, 3, H, W] by `method`: first, index, mean or median.
-
-    Raises ValueError for an index that there is no sample for.
-    """
-    samples = residual.shape[1]
-    if method == "mean":
-        return residual.mean(dim=1)
-    if method == "median":  # of an even number the mean of the middle two, which torch.median does not give
-        middle = residual.sort(dim=1).values[:, (samples - 1) // 2 : samples // 2 + 1]
-        return middle.mean(dim=1)
-    chosen = index if method == "index" else 0
-    if chosen >= samples:
-        raise ValueError(
-            f"index {chosen}: there are only {samples} samples, counted from 0; raise samples in RDDM Sampler"
-        )
-    return residual[:, chosen]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .types import CATEGORY, RDDMModel, RDDMResidual
+from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input
+
+if TYPE_CHECKING:
+    from ..rddm_core.diffusion import Schedule
 
 
 class RDDMSampler(io.ComfyNode):
-    """model, pre_deblurred, map, seed, steps, eta, samples, tiling, noise? -> RDDM_RESIDUAL, IMAGE."""
+    """model, pre_deblurred, map, seed, steps, eta, samples, tiling, noise?, schedule, batch_noise
+    -> RDDM_RESIDUAL, IMAGE.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,8 +43,8 @@ class RDDMSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise. The same seed gives the same picture. In a batch each picture has its own: "
-                    "seed, seed + 1 and so on.",
+                    tooltip="Of the noise. The same seed gives the same picture. batch_noise says what it means for "
+                    "a batch.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -92,6 +97,17 @@ class RDDMSampler(io.ComfyNode):
                     optional=True,
                     tooltip="Noise to start from, e.g. from RandomNoise, instead of that of the seed.",
                 ),
+                # Appended after the first release, and optional: saved graphs and prompts know nothing of them.
+                io.Combo.Input(
+                    "schedule",
+                    options=["uniform", "quadratic"],
+                    default="uniform",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the steps are spread between noise and picture. uniform: evenly. quadratic: more of "
+                    "them near the finished picture. Makes a difference from 2 steps.",
+                ),
+                batch_noise_input(),
             ],
             outputs=[
                 RDDMResidual.Output(
@@ -117,6 +133,8 @@ class RDDMSampler(io.ComfyNode):
         samples: int,
         tiling: dict[str, Any],
         noise: host.Noise | None = None,
+        schedule: Schedule = "uniform",
+        batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Sample, with progress and a preview for every step."""
         from ..rddm_core.pipeline import sample_residual, tile_size
@@ -125,7 +143,7 @@ class RDDMSampler(io.ComfyNode):
         defocus_map = layout.mask(map, "map", len(guess))
         size = (guess.shape[-2], guess.shape[-1])
         tile = {"auto": tile_size("auto", *size), "off": None, "manual": tiling.get("tile")}[tiling["tiling"]]
-        start = None if noise is None else host.draw_noise(noise, len(guess), samples, size)
+        start = None if noise is None else draw_noise(noise, len(guess), samples, size, batch_noise)
         watch = host.callbacks(preview=True)
         residual = host.run_in_tiles(
             model,
@@ -135,10 +153,11 @@ class RDDMSampler(io.ComfyNode):
                 networks,
                 guess,
                 defocus_map,
-                seed=seed,
+                seed=layout.seeds(seed, len(guess), batch_noise),
                 samples=samples,
                 steps=steps,
                 eta=eta,
+                schedule=schedule,
                 noise=start,
                 tile=tile,
                 callbacks=watch,
@@ -148,3 +167,10 @@ class RDDMSampler(io.ComfyNode):
         return io.NodeOutput(
             host.to_intermediate(residual, torch.float32), host.to_intermediate(layout.image(shown, alpha))
         )
+
+
+def draw_noise(noise: host.Noise, batch: int, samples: int, size: tuple[int, int], batch_noise: str) -> Tensor:
+    """Noise [B, N, 3, H, W] from the host's NOISE, for `batch_noise` "shared" the same for every picture."""
+    if batch_noise == "own":
+        return host.draw_noise(noise, batch, samples, size)
+    return host.draw_noise(noise, 1, samples, size).expand(batch, -1, -1, -1, -1)

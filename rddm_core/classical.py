@@ -26,12 +26,11 @@ MAX_EDGE_RADIUS = 10.0
 RE_BLUR = 1.0
 """Standard deviation of the second blur (sigma_0 of Zhuo and Sim), in pixels."""
 WIDE_RE_BLUR = 3.0
-"""The same for strongly blurred edges, whose gradients before and after the narrow one differ by less than the noise:
-the ratio is then that after the narrow blur to that after the wide one."""
-LENS_BLUR = 0.4
+"""The same for strongly blurred edges, whose ratio under a narrow second blur drowns in noise."""
+LENS_BLUR = 0.5
 """Standard deviation of what lens and sensor blur even in focus, in pixels."""
-EDGE_THRESHOLD = 0.008
-"""Weakest gradient of an edge, per pixel in linear light, after a Gaussian of RE_BLUR."""
+EDGE_THRESHOLDS = (0.01, 0.03)
+"""Weakest and certain gradient of an edge, per pixel in linear light, after a Gaussian of RE_BLUR."""
 SMOOTHNESS = 30.0**2
 COLOUR_SIGMA = 0.06
 """How far the map spreads over even ground, and the colour difference that stops it."""
@@ -88,12 +87,12 @@ def _edge_radii(image: Tensor) -> tuple[Tensor, Tensor]:
     before, across = _gradient(luminance)
     narrow, _ = _gradient(gaussian_blur(luminance, RE_BLUR))
     wide, _ = _gradient(gaussian_blur(luminance, WIDE_RE_BLUR))
-    radius = _invert_ratio(before / narrow.clamp_min(1e-6), 0.0, RE_BLUR)
-    strong = _invert_ratio(narrow / wide.clamp_min(1e-6), RE_BLUR, WIDE_RE_BLUR)
-    radius = torch.lerp(radius, strong, ((radius - 1) / 1.5).clamp(0, 1))
+    radius = _invert_ratio(before / narrow.clamp_min(1e-6), RE_BLUR)
+    strong = _invert_ratio(before / wide.clamp_min(1e-6), WIDE_RE_BLUR)
+    radius = torch.lerp(radius, strong, ((radius - 1.5) / 1.5).clamp(0, 1))
     edges = _edges(narrow, across)
     # No blur makes an edge steeper: what does is texture or the edge next to it.
-    return radius, narrow.square() * (edges & (before > narrow) & (narrow > wide))
+    return radius, narrow * (edges & (before > narrow) & (narrow > wide))
 
 
 def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,12 +101,12 @@ def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
     along_y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     along_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     both = torch.cat((along_y, along_x), dim=1)
-    magnitude = torch.hypot(along_y, along_x)
+    magnitude = torch.linalg.vector_norm(both, dim=1, keepdim=True)
     return magnitude, both / magnitude.clamp_min(1e-12)
 
 
 def _edges(magnitude: Tensor, across: Tensor) -> Tensor:
-    """Crests of the gradient, [1, 1, H, W] bool: where it is larger than one pixel before and behind, as in Canny's."""
+    """Canny's edges, [1, 1, H, W] bool: crests of the gradient, strong or connected to a strong one."""
     height, width = magnitude.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     here = torch.stack((x, y), dim=-1).to(magnitude)
@@ -118,13 +117,20 @@ def _edges(magnitude: Tensor, across: Tensor) -> Tensor:
         grid = ((here + sign * step) * 2 + 1) / extent - 1
         return F.grid_sample(magnitude, grid[None], padding_mode="border", align_corners=False)
 
-    return (magnitude >= beside(1)) & (magnitude > beside(-1)) & (magnitude > EDGE_THRESHOLD)
+    low, high = EDGE_THRESHOLDS
+    crest = (magnitude >= beside(1)) & (magnitude > beside(-1)) & (magnitude > low)
+    found = crest & (magnitude > high)
+    while True:
+        grown = crest & (F.max_pool2d(found.float(), 3, stride=1, padding=1) > 0)
+        if torch.equal(grown, found):
+            return found
+        found = grown
 
 
 @lru_cache
-def _ratio_table(first: float, second: float) -> tuple[Tensor, Tensor]:
-    """Ratios of the gradients at a step edge blurred by discs, after Gaussians of `first` (0: none) and `second`
-    pixels, ascending, and the discs' radii in pixels.
+def _ratio_table(sigma: float) -> tuple[Tensor, Tensor]:
+    """Ratios of the gradients at a step edge blurred by discs, before and after a Gaussian of `sigma`, ascending,
+    and the discs' radii in pixels.
     """
     radii = torch.cat((torch.zeros(1), torch.arange(0.5, MAX_EDGE_RADIUS + 0.05, 0.1)))
     size = 2 * (math.ceil(MAX_EDGE_RADIUS) + 1) + 1
@@ -133,17 +139,17 @@ def _ratio_table(first: float, second: float) -> tuple[Tensor, Tensor]:
         line = aperture_kernel(radius, Aperture(), size).sum(0)
         step = F.pad(line, (40, 40)).cumsum(0).reshape(1, 1, 1, -1)
         step = gaussian_blur(step, LENS_BLUR)
-        before, _ = _gradient(gaussian_blur(step, first) if first else step)
-        after, _ = _gradient(gaussian_blur(step, second))
+        before, _ = _gradient(step)
+        after, _ = _gradient(gaussian_blur(step, sigma))
         ratios.append(before.max() / after.max())
     # Sampling makes the smallest discs alike: only what tells radii apart stays.
     falling = torch.stack(ratios).cummin(0).values
     return falling.flip(0), radii.flip(0)
 
 
-def _invert_ratio(ratio: Tensor, first: float, second: float) -> Tensor:
+def _invert_ratio(ratio: Tensor, sigma: float) -> Tensor:
     """Radii in 0..MAX_EDGE_RADIUS for ratios of gradients, linearly between the entries of the table."""
-    ratios, radii = (x.to(ratio) for x in _ratio_table(first, second))
+    ratios, radii = (x.to(ratio) for x in _ratio_table(sigma))
     above = torch.searchsorted(ratios, ratio.contiguous()).clamp(1, len(ratios) - 1)
     low, high = ratios[above - 1], ratios[above]
     share = ((ratio - low) / (high - low).clamp_min(1e-9)).clamp(0, 1)
@@ -164,7 +170,7 @@ def _smooth(planes: Tensor, guide: Tensor, iterations: int = 3) -> Tensor:
 
 def _smooth_rows(planes: Tensor, guide: Tensor, weight: float) -> Tensor:
     """Solve (I + weight L) u = planes along every row by elimination; L is the Laplacian weighted by likeness."""
-    difference = guide.diff(dim=-1).square().sum(dim=1).sqrt()  # [1, H, W - 1]
+    difference = torch.linalg.vector_norm(guide.diff(dim=-1), dim=1)  # [1, H, W - 1]
     link = F.pad(weight * torch.exp(-difference / COLOUR_SIGMA), (1, 1))
     # Columns first, so that each step of the elimination reads and writes contiguous memory.
     left, right = (-x.movedim(-1, 0).contiguous() for x in (link[..., :-1], link[..., 1:]))

@@ -7,11 +7,14 @@ tests/core/test_diffusion.py shows that the printed ones break the identities.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
+
+Schedule = Literal["uniform", "quadratic"]
 
 
 def make_alpha_bars(config: DiffusionConfig) -> Tensor:
@@ -27,14 +30,20 @@ def make_alpha_bars(config: DiffusionConfig) -> Tensor:
     return torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)))
 
 
-def sampling_timesteps(timesteps: int, steps: int) -> list[tuple[int, int]]:
+def sampling_timesteps(timesteps: int, steps: int, schedule: Schedule = "uniform") -> list[tuple[int, int]]:
     """The pairs (t, s) of Algorithm 1's loop: a trailing sub-sequence that starts at T and ends at s = 0.
 
-    Raises ValueError unless 1 <= steps <= T.
+    Spaced evenly, or quadratically (both of Song et al. 2021, appendix D.2), which puts more of them near 0.
+    Raises ValueError unless 1 <= steps <= T, and for an unknown schedule.
     """
     if not 1 <= steps <= timesteps:
         raise ValueError(f"steps must be between 1 and {timesteps}, not {steps}")
-    points = [round(timesteps * (steps - i) / steps) for i in range(steps + 1)]
+    if schedule not in ("uniform", "quadratic"):
+        raise ValueError(f"schedule must be 'uniform' or 'quadratic', not {schedule!r}")
+    power = 2 if schedule == "quadratic" else 1
+    points = [round(timesteps * ((steps - i) / steps) ** power) for i in range(steps + 1)]
+    for i in reversed(range(steps)):  # many quadratic steps round to the same t
+        points[i] = max(points[i], points[i + 1] + 1)
     return list(zip(points, points[1:], strict=False))
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .callbacks import Callbacks
-from .diffusion import ddim_step, make_alpha_bars, sampling_timesteps
+from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
 from .networks.model import RDDM
 from .optics import radius_from_map
 from .tiling import Tile, add_tile, cut, cut_features, noise_tile, plan_tiles
@@ -159,6 +159,7 @@ def sample_residual(
     samples: int = 1,
     steps: int = 0,
     eta: float = 0.0,
+    schedule: Schedule = "uniform",
     noise: Tensor | None = None,
     tile: int | None = None,
     callbacks: Callbacks = Callbacks(),
@@ -173,6 +174,7 @@ def sample_residual(
         samples: N.
         steps: 1..T, 0 for the checkpoint's recommendation.
         eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
+        schedule: how the steps are spaced (`sampling_timesteps`).
         noise: x_T [B, N, 3, H, W], standard normal, instead of the seeded one; eta > 0 still uses seed.
         tile: longest side of a tile in pixels, rounded up to a multiple of `model.stride`; None for no tiles.
 
@@ -190,10 +192,10 @@ def sample_residual(
         raise ValueError(f"guidance must hold {batch} items, as many as pre_deblurred")
     seeds = _seeds(seed, batch)
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
-    schedule = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps)
+    timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
     residual = pre_deblurred.new_zeros(shape)
-    done, total = 0, batch * len(tiles) * samples * len(schedule)
+    done, total = 0, batch * len(tiles) * samples * len(timesteps)
     for b in range(batch):
         preview = _Preview(callbacks.preview, pre_deblurred[:1]) if callbacks.preview and b == 0 else None
         for area in tiles:
@@ -210,7 +212,7 @@ def sample_residual(
                     given = noise[b, n][area.outer]
                     x[..., : given.shape[-2], : given.shape[-1]] = given.to(x)
                 x = x.to(guess.device)
-                for i, (t, s) in enumerate(schedule):  # line 4: from t to s
+                for i, (t, s) in enumerate(timesteps):  # line 4: from t to s
                     callbacks.check()
                     x_0 = model.denoiser(x, torch.full((1,), t, device=x.device), condition, semantic).float()
                     z = noise_at(i + 1).to(x.device) if eta > 0 and s > 0 else None  # line 5

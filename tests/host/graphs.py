@@ -51,8 +51,9 @@ def chain(image: str, file: str, **changes: Any) -> dict[str, Any]:
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
     """A saved workflow (version 0.4, no subgraphs) in API form, as the front end would queue it.
 
-    Widget values are saved by position; their order comes from the schema. Raises ValueError where values are left
-    over or missing: the saved workflow and the schema no longer fit.
+    Widget values are saved by position; their order comes from the schema. An optional input that came after the
+    workflow was saved has its default. Raises ValueError where values are left over or missing: the saved workflow and
+    the schema no longer fit.
     """
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
@@ -63,14 +64,17 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         values = list(node.get("widgets_values", []))
         inputs: dict[str, Any] = {}
         for group in ("required", "optional"):
-            _take(object_info[node["type"]]["input"].get(group, {}), "", values, inputs)
+            schema = object_info[node["type"]]["input"].get(group, {})
+            _take(schema, "", values, inputs, may_lack=group == "optional")
         if values:
             raise ValueError(f"{node['type']}: widget values are left over: {values}")
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": {**inputs, **linked}}
     return prompt
 
 
-def _take(schema: dict[str, Any], prefix: str, values: list[Any], inputs: dict[str, Any]) -> None:
+def _take(
+    schema: dict[str, Any], prefix: str, values: list[Any], inputs: dict[str, Any], *, may_lack: bool = False
+) -> None:
     for name, (kind, *rest) in schema.items():
         options = rest[0] if rest else {}
         identity = prefix + name
@@ -80,6 +84,9 @@ def _take(schema: dict[str, Any], prefix: str, values: list[Any], inputs: dict[s
             for nested in chosen["inputs"].values():
                 _take(nested, f"{identity}.", values, inputs)
         elif isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+            if not values and may_lack:
+                inputs[identity] = options["default"]
+                continue
             if not values:
                 raise ValueError(f"no value for {identity}")
             inputs[identity] = values.pop(0)

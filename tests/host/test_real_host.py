@@ -13,14 +13,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_host import PACK, ROOT, Host, Run
 
 from rddm_core import pipeline
 from rddm_core.checkpoint import load_checkpoint
 
-from .conftest import PACK, ROOT, Host, Run
 from .graphs import chain, to_prompt
 
-NODES = ["RDDMModelLoader", "RDDMDefocusMap", "RDDMPreDeblur", "RDDMSampler", "RDDMResidualMerge"]
+NODES = [
+    "RDDMModelLoader",
+    "RDDMExamplePhoto",
+    "RDDMDefocusMap",
+    "RDDMEdgeDefocusMap",
+    "RDDMPreDeblur",
+    "RDDMSampler",
+    "RDDMResidualMerge",
+    "RDDMResidualStatistics",
+    "RDDMResidualPreview",
+    "RDDMDeblur",
+    "RDDMDeconvolve",
+    "RDDMRenderDefocus",
+    "RDDMCompare",
+    "RDDMImageQuality",
+]
 TINY = "tiny.safetensors"
 STEP = 1 / 255
 

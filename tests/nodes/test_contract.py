@@ -10,7 +10,22 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NODES = ["RDDMModelLoader", "RDDMDefocusMap", "RDDMPreDeblur", "RDDMSampler", "RDDMResidualMerge"]
+NODES = [
+    "RDDMModelLoader",
+    "RDDMExamplePhoto",
+    "RDDMDefocusMap",
+    "RDDMEdgeDefocusMap",
+    "RDDMPreDeblur",
+    "RDDMSampler",
+    "RDDMResidualMerge",
+    "RDDMResidualStatistics",
+    "RDDMResidualPreview",
+    "RDDMDeblur",
+    "RDDMDeconvolve",
+    "RDDMRenderDefocus",
+    "RDDMCompare",
+    "RDDMImageQuality",
+]
 FROZEN = ("input", "input_order", "output", "output_name")
 
 
@@ -79,6 +94,26 @@ def test_help_page_names_every_input_and_output(object_info: dict[str, Any], nam
     assert page.startswith(f"# {info['display_name']}\n")
     for identity in [*info["input_order"]["required"], *info["input_order"].get("optional", []), *info["output_name"]]:
         assert f"- **{identity.replace('_', ' ')}**" in page, identity
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_translations_are_complete(object_info: dict[str, Any], language: str) -> None:
+    """Every text of the English file has one of its own; ids and formulas may stay as they are."""
+    english, translated = (
+        json.loads((ROOT / "locales" / code / "nodeDefs.json").read_text(encoding="utf-8")) for code in ("en", language)
+    )
+
+    def paths(value: Any, prefix: str = "") -> dict[str, str]:
+        if isinstance(value, str):
+            return {prefix: value}
+        return {key: text for name, item in value.items() for key, text in paths(item, f"{prefix}/{name}").items()}
+
+    expected, found = paths(english), paths(translated)
+    assert list(found) == list(expected)
+    for key, text in found.items():
+        assert text.strip() and text == text.strip(), key
+        if key.endswith(("tooltip", "description")):
+            assert any(ord(letter) > 0x3000 for letter in text), key
 
 
 def test_english_texts_are_those_of_the_schema(object_info: dict[str, Any]) -> None:

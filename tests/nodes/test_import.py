@@ -46,7 +46,7 @@ def test_loading_imports_no_network(folder: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
-    assert len(loaded["nodes"]) == 5
+    assert len(loaded["nodes"]) == 14
     assert not {"transformers", "timm", "torchvision", "rddm_core", "nodes"} & set(loaded["others"])
     assert not [module for module in loaded["own"] if module.startswith("rddm_core.")]
     assert not loaded["cuda"]

@@ -76,13 +76,23 @@ class DynamicCombo(Type):
         return super().Input(id, options=[option.as_info() for option in options], **others)
 
 
+class MultiType:
+    """An input that takes several types."""
+
+    @staticmethod
+    def Input(id: str, types: list[Type], **options: Any) -> Input:  # noqa: N802 - the host's name
+        """An input of these types."""
+        return Input(",".join(kind.io_type for kind in types), id, **options)
+
+
 def Custom(io_type: str) -> Type:  # noqa: N802 - the host's name
     """A type of the pack's own."""
     return Type(io_type)
 
 
 Image, Mask, Noise = Type("IMAGE"), Type("MASK"), Type("NOISE")
-Int, Float, Combo = Type("INT"), Type("FLOAT"), Type("COMBO", multiselect=False)
+Int, Float, String = Type("INT"), Type("FLOAT"), Type("STRING")
+Combo = Type("COMBO", multiselect=False)
 DynamicCombo = DynamicCombo()  # type: ignore[assignment,misc]
 
 
@@ -97,6 +107,7 @@ class Schema:
     search_aliases: list[str]
     inputs: list[Input]
     outputs: list[Output] = field(default_factory=list)
+    is_output_node: bool = False
 
     def object_info(self) -> dict[str, Any]:
         """The part of the host's /object_info that a pack decides."""
@@ -125,8 +136,8 @@ def _grouped(inputs: list[Input]) -> dict[str, Any]:
 class NodeOutput:
     """What a node returns."""
 
-    def __init__(self, *values: Any) -> None:
-        self.result = values
+    def __init__(self, *values: Any, ui: Any = None) -> None:
+        self.result, self.ui = values, ui
 
 
 class ComfyNode:

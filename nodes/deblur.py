@@ -1,0 +1,136 @@
+"""RDDMDeblur: the whole method in one node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host, layout
+from .types import CATEGORY, RDDMModel, batch_noise_input
+
+
+class RDDMDeblur(io.ComfyNode):
+    """model, image, map?, mask?, seed, steps, strength, working_size, batch_noise -> IMAGE, MASK."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RDDMDeblur",
+            display_name="RDDM Deblur",
+            category=CATEGORY,
+            description="Deblurs an out-of-focus photograph: defocus map, first guess, diffusion and merge in one "
+            "node.",
+            search_aliases=["deblur", "defocus", "out of focus", "sharpen", "refocus", "restore", "unblur"],
+            inputs=[
+                RDDMModel.Input("model", tooltip="From Load RDDM Model."),
+                io.Image.Input(
+                    "image", tooltip="The blurred photograph, or a batch of them, such as a video's frames."
+                ),
+                io.Mask.Input(
+                    "map",
+                    optional=True,
+                    tooltip="The defocus map: 0 in focus, 1 out of focus. From RDDM Defocus Map, or painted by hand. "
+                    "Without one it is estimated here.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where to apply the change: 1 = fully, 0 = not at all. Without one, everywhere.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the noise. The same seed gives the same picture.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1300,
+                    tooltip="Steps of the diffusion; 0 = what the checkpoint recommends, otherwise 1 to 4 are usual.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Share of the change: 0 = the original, 1 = the full result, more exaggerates.",
+                ),
+                io.DynamicCombo.Input(
+                    "working_size",
+                    options=[
+                        io.DynamicCombo.Option("auto", []),
+                        io.DynamicCombo.Option("full", []),
+                        io.DynamicCombo.Option(
+                            "manual",
+                            [
+                                io.Int.Input(
+                                    "size",
+                                    default=1536,
+                                    min=256,
+                                    max=16384,
+                                    step=64,
+                                    tooltip="Long side in pixels at which the networks work.",
+                                )
+                            ],
+                        ),
+                    ],
+                    tooltip="Size at which the networks work; only their change is enlarged. auto: reduce where the "
+                    "blur is stronger than they were trained for. full: never reduce.",
+                ),
+                batch_noise_input(),
+            ],
+            outputs=[
+                io.Image.Output(id="image", display_name="image", tooltip="The deblurred photograph."),
+                io.Mask.Output(
+                    id="map", display_name="map", tooltip="The defocus map, soft from 0 (in focus) to 1 (out of focus)."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        image: Tensor,
+        seed: int,
+        steps: int,
+        strength: float,
+        working_size: dict[str, Any],
+        map: Tensor | None = None,
+        mask: Tensor | None = None,
+        batch_noise: str = "own",
+    ) -> io.NodeOutput:
+        """Run the whole of it, with progress and previews."""
+        from ..rddm_core.pipeline import DeblurSettings, deblur, tile_size
+
+        blurred, alpha = layout.picture(image, "image")
+        batch, size = len(blurred), (blurred.shape[-2], blurred.shape[-1])
+        defocus_map = None if map is None else layout.mask(map, "map", batch)
+        where = None if mask is None else layout.mask(mask, "mask", batch)
+        choice = working_size["working_size"]
+        watch = host.callbacks(preview=True)
+        first = tile_size("auto", *size)
+
+        def run(networks: Any, tile: int | None) -> Any:
+            settings = DeblurSettings(
+                steps=steps,
+                seed=layout.seeds(seed, batch, batch_noise),
+                strength=strength,
+                # The first time by the working size, which may allow the whole picture.
+                tile="auto" if tile == first else tile,
+                working_size=working_size["size"] if choice == "manual" else choice,
+            )
+            return deblur(networks, blurred, settings=settings, defocus_map=defocus_map, mask=where, callbacks=watch)
+
+        result = host.run_in_tiles(model, size, first, run)
+        return io.NodeOutput(
+            host.to_intermediate(layout.image(result.image, alpha)), host.to_intermediate(result.defocus_map[:, 0])
+        )

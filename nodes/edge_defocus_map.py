@@ -1,0 +1,48 @@
+"""RDDMEdgeDefocusMap: where a photograph is out of focus, from its edges alone."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host, layout
+from .colours import coloured
+from .types import CATEGORY
+
+
+class RDDMEdgeDefocusMap(io.ComfyNode):
+    """image -> MASK, IMAGE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="RDDMEdgeDefocusMap",
+            display_name="RDDM Edge Defocus Map",
+            category=CATEGORY,
+            description="Measures at every edge how blurred it is and spreads that over the surfaces between "
+            "(Zhuo and Sim 2011). Needs no model; RDDM Defocus Map is the learned one.",
+            search_aliases=["blur map", "focus mask", "defocus", "out of focus", "Zhuo Sim", "classical"],
+            inputs=[io.Image.Input("image", tooltip="The blurred photograph, or a batch of them.")],
+            outputs=[
+                io.Mask.Output(
+                    id="map", display_name="map", tooltip="The defocus map, soft from 0 (in focus) to 1 (out of focus)."
+                ),
+                io.Image.Output(
+                    id="coloured",
+                    display_name="coloured",
+                    tooltip="The map in colours, dark where in focus and bright where not, above a scale.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor) -> io.NodeOutput:
+        """Estimate the map."""
+        from ..rddm_core.classical import edge_defocus_map
+
+        blurred, _ = layout.picture(image, "image")
+        estimated = edge_defocus_map(blurred, callbacks=host.callbacks())
+        return io.NodeOutput(
+            host.to_intermediate(estimated[:, 0]), host.to_intermediate(layout.image(coloured(estimated)))
+        )

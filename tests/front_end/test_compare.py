@@ -1,0 +1,275 @@
+"""The slider of RDDM Compare, as a user handles it, in both ways of drawing nodes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import FrontEnd, screenshots
+from PIL import Image
+
+from .mock_host import MockHost
+
+SIZE = (300, 200)
+RED, BLUE, GREEN, GREY = (200, 20, 20), (20, 20, 200), (20, 180, 20), (100, 100, 100)
+BEFORE, AFTER = [RED, GREY], [BLUE, GREEN]
+NODE = "app.graph.nodes.find((node) => node.type === 'RDDMCompare')"
+STATE = f"({NODE}.properties.rddm_compare?.view ?? {{}})"
+READY = "[...document.querySelectorAll('.rddm-compare-ready img')].every((image) => image.complete)"
+
+
+@pytest.fixture
+def names(mock_host: MockHost) -> dict[str, list[dict[str, str]]]:
+    """What the node sends: two pairs, each picture of one colour, with a grey square in the corner of all."""
+    output: dict[str, list[dict[str, str]]] = {}
+    for side, colours in (("before", BEFORE), ("after", AFTER)):
+        output[f"rddm_{side}"] = []
+        for i, colour in enumerate(colours):
+            picture = Image.new("RGB", SIZE, colour)
+            picture.paste(GREY, (0, 0, 40, 40))
+            picture.save(mock_host.files / f"{side}_{i}.png")
+            output[f"rddm_{side}"].append({"filename": f"{side}_{i}.png", "subfolder": "", "type": "temp"})
+    return output
+
+
+@pytest.fixture
+def compare(front_end: FrontEnd, mock_host: MockHost, names: dict[str, Any]) -> FrontEnd:
+    """A page in which RDDM Compare has run."""
+    front_end.errors.clear()
+    front_end.load(workflow())
+    mock_host.results = {"1": names}
+    front_end.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }")
+    front_end.page.evaluate("() => app.queuePrompt(0, 1)")
+    front_end.wait(f"document.querySelector('.rddm-compare-ready') && {READY}")
+    front_end.pause(100)
+    return front_end
+
+
+def workflow(properties: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The node alone; the stand-in runs a prompt whatever is in it."""
+    slots = [{"name": name, "type": "IMAGE", "link": None} for name in ("before", "after")]
+    node = {"id": 1, "type": "RDDMCompare", "pos": [300, 120], "size": [500, 520], "flags": {}, "order": 0, "mode": 0}
+    node |= {"inputs": slots, "outputs": [], "properties": properties or {}}
+    return {"last_node_id": 1, "last_link_id": 0, "nodes": [node], "links": [], "groups": [], "version": 0.4}
+
+
+def box(front_end: FrontEnd, name: str = "stage") -> dict[str, float]:
+    """Place and size of a part of the widget on the screen."""
+    found = front_end.page.locator(f".rddm-compare-{name}").bounding_box()
+    assert found is not None
+    return found
+
+
+def colour(front_end: FrontEnd, x: float, y: float = 0.5) -> tuple[int, ...]:
+    """What is seen at a fraction of the stage."""
+    area = box(front_end)
+    shot = Image.open(io.BytesIO(front_end.page.screenshot(clip=area))).convert("RGB")
+    pixel = shot.getpixel((int(x * (shot.width - 1)), int(y * (shot.height - 1))))
+    assert isinstance(pixel, tuple)
+    return pixel
+
+
+def near(seen: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """The same colour, up to the browser's rounding."""
+    return bool(np.abs(np.subtract(seen, wanted)).max() <= 6)
+
+
+def drag(front_end: FrontEnd, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """With the mouse, in fractions of the stage."""
+    area, mouse = box(front_end), front_end.page.mouse
+    points = [(area["x"] + x * area["width"], area["y"] + y * area["height"]) for x, y in (start, end)]
+    mouse.move(*points[0])
+    mouse.down()
+    mouse.move(*points[1], steps=4)
+    mouse.up()
+    front_end.pause(100)
+
+
+def state(front_end: FrontEnd) -> dict[str, Any]:
+    """What is kept in the node's properties."""
+    found = front_end.page.evaluate(f"() => {STATE}")
+    assert isinstance(found, dict)
+    return found
+
+
+def press(front_end: FrontEnd, *keys: str) -> None:
+    """With the stage in focus."""
+    front_end.page.locator(".rddm-compare-stage").focus()
+    for key in keys:
+        front_end.page.keyboard.press(key)
+    front_end.pause(100)
+
+
+def test_before_is_left_and_after_right_of_the_divider(compare: FrontEnd) -> None:
+    assert near(colour(compare, 0.3), RED) and near(colour(compare, 0.7), BLUE)
+    drag(compare, (0.5, 0.5), (0.1, 0.5))
+    assert near(colour(compare, 0.3), BLUE) and near(colour(compare, 0.05), RED)
+    assert state(compare)["position"] == pytest.approx(0.1, abs=0.02)
+    press(compare, "ArrowRight", "ArrowRight")
+    assert state(compare)["position"] == pytest.approx(0.14, abs=0.02)
+    stage = compare.page.locator(".rddm-compare-stage")
+    assert stage.get_attribute("aria-valuenow") == "14" and stage.get_attribute("role") == "slider"
+    press(compare, "End")
+    assert near(colour(compare, 0.9), RED)
+    assert not compare.errors
+
+
+def test_batch(compare: FrontEnd) -> None:
+    counter = compare.page.locator(".rddm-compare-counter")
+    assert counter.text_content() == "1 / 2"
+    press(compare, "PageDown")
+    compare.wait(READY)
+    compare.pause(200)
+    assert counter.text_content() == "2 / 2"
+    assert near(colour(compare, 0.3), GREY) and near(colour(compare, 0.7), GREEN)
+    press(compare, "PageDown")  # stays at the last
+    assert counter.text_content() == "2 / 2"
+    compare.page.get_by_title("Previous pair (Page Up)").click()
+    assert counter.text_content() == "1 / 2" and state(compare)["index"] == 0
+    assert not compare.errors
+
+
+@pytest.mark.parametrize("graph_scale", [1.0, 0.7])
+def test_at_100_percent_a_pixel_is_a_pixel_of_the_screen(compare: FrontEnd, graph_scale: float) -> None:
+    compare.page.evaluate("(scale) => { app.canvas.ds.scale = scale; app.canvas.setDirty(true, true); }", graph_scale)
+    compare.pause(400)
+    press(compare, "1")
+    compare.pause(200)
+    assert box(compare, "frame")["width"] == pytest.approx(SIZE[0], abs=1)
+    compare.page.get_by_role("button", name="200 %").click()
+    compare.pause(200)
+    frame, stage = box(compare, "frame"), box(compare)
+    assert frame["width"] == pytest.approx(2 * SIZE[0], abs=2)
+    assert frame["width"] > stage["width"]
+    before = frame["x"]
+    drag(compare, (0.8, 0.3), (0.6, 0.3))  # away from the divider: pans
+    moved = before - box(compare, "frame")["x"]
+    assert moved == pytest.approx(0.2 * stage["width"], abs=6) or box(compare, "frame")["x"] + frame["width"] <= (
+        stage["x"] + stage["width"] + 3
+    )
+    assert moved > 5 and state(compare)["position"] == 0.5
+    drag(compare, (0.5, 0.5), (0.8, 0.5))  # the divider itself
+    assert state(compare)["position"] == pytest.approx(0.8, abs=0.02)
+    press(compare, "0")
+    compare.pause(200)
+    assert box(compare, "frame")["width"] <= stage["width"] + 1
+    assert not compare.errors
+
+
+def test_difference(compare: FrontEnd) -> None:
+    press(compare, "d")
+    compare.pause(200)
+    expected = tuple(min(255, 4 * abs(a - b)) for a, b in zip(RED, BLUE, strict=True))
+    assert near(colour(compare, 0.3), expected) and near(colour(compare, 0.7), expected)
+    frame, stage = box(compare, "frame"), box(compare)
+    corner = [(frame[axis] - stage[axis] + 12) / stage[size] for axis, size in (("x", "width"), ("y", "height"))]
+    assert near(colour(compare, corner[0] + 0.01, corner[1] + 0.07), (0, 0, 0))  # the same in both
+    compare.page.get_by_role("button", name="Difference").click()
+    compare.pause(200)
+    assert near(colour(compare, 0.3), RED)
+    assert not compare.errors
+
+
+def survives_resize(front_end: FrontEnd) -> None:
+    front_end.page.evaluate(f"() => {{ {NODE}.setSize([700, 640]); app.canvas.setDirty(true, true); }}")
+
+
+def survives_collapsing(front_end: FrontEnd) -> None:
+    for hidden in (True, False):
+        front_end.page.evaluate(f"() => {{ {NODE}.collapse(true); app.canvas.setDirty(true, true); }}")
+        front_end.pause(500)
+        assert front_end.page.locator(".rddm-compare-stage").is_visible() is not hidden
+
+
+def survives_reloading(front_end: FrontEnd) -> None:
+    saved, _ = front_end.graph()
+    front_end.load(saved)
+
+
+def survives_reloading_the_page(front_end: FrontEnd) -> None:
+    saved, _ = front_end.graph()
+    front_end.page.reload(wait_until="domcontentloaded")
+    front_end.wait("window.app?.graph && window.LiteGraph?.registered_node_types['RDDMCompare']")
+    front_end.pause(1000)
+    front_end.page.keyboard.press("Escape")
+    front_end.load(saved)
+
+
+def survives_copying(front_end: FrontEnd) -> None:
+    front_end.page.evaluate(
+        f"""() => {{
+          const original = {NODE};
+          app.canvas.selectNode(original);
+          app.canvas.copyToClipboard();
+          app.canvas.pasteFromClipboard();
+          app.graph.remove(original);
+          {NODE}.pos = [300, 120];  // it is pasted where the mouse is
+        }}"""
+    )
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [survives_resize, survives_collapsing, survives_reloading, survives_reloading_the_page, survives_copying],
+    ids=lambda function: function.__name__.removeprefix("survives_"),
+)
+def test_survives(compare: FrontEnd, happens: Callable[[FrontEnd], None]) -> None:
+    drag(compare, (0.5, 0.5), (0.25, 0.5))
+    press(compare, "PageDown")
+    before = state(compare)
+    happens(compare)
+    compare.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }")
+    compare.pause(800)
+    compare.wait(f"document.querySelector('.rddm-compare-ready') && {READY}")
+    assert state(compare) == before and before["index"] == 1
+    assert near(colour(compare, 0.1), GREY) and near(colour(compare, 0.5), GREEN)
+    stage, widget = box(compare), box(compare, "bar")
+    assert widget["y"] >= stage["y"] + stage["height"] and stage["width"] > 300 and stage["height"] > 200
+    assert not compare.errors
+
+
+def test_pictures_of_another_day_are_not_asked_for(front_end: FrontEnd, mock_host: MockHost) -> None:
+    front_end.errors.clear()
+    asked: list[str] = []
+    front_end.page.on("request", lambda request: asked.append(request.url))
+    gone = [{"filename": "gone.png", "subfolder": "", "type": "temp"}]
+    front_end.load(workflow({"rddm_compare": {"before": gone, "after": gone, "view": {"position": 7, "zoom": "x"}}}))
+    message = front_end.page.locator(".rddm-compare-message")
+    assert message.is_visible() and "Run the workflow" in (message.text_content() or "")
+    assert not [url for url in asked if "gone.png" in url]
+    assert front_end.page.locator(".rddm-compare-stage").get_attribute("aria-valuenow") == "100"
+    assert not front_end.errors
+
+
+def test_the_wheel_zooms_the_graph_as_elsewhere(compare: FrontEnd) -> None:
+    scale = "() => app.canvas.ds.scale"
+    factors = []
+    stage = box(compare)
+    for x, y in ((60, 700), (stage["x"] + 100, stage["y"] + 100)):  # beside the node, and on the slider
+        before = compare.page.evaluate(scale)
+        compare.page.mouse.move(x, y)
+        compare.page.mouse.wheel(0, 120)
+        compare.pause(500)
+        factors.append(compare.page.evaluate(scale) / before)
+    assert factors[0] < 1 and factors[1] == pytest.approx(factors[0], rel=1e-3)
+
+
+def test_nothing_of_it_is_queued_or_counted_as_a_value(compare: FrontEnd) -> None:
+    saved, prompt = compare.graph()
+    assert prompt["1"]["inputs"] == {}
+    assert not saved["nodes"][0].get("widgets_values")
+
+
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_screenshots(compare: FrontEnd, palette: str, tmp_path: Path) -> None:
+    """For looking at; that something was drawn is all that is asserted."""
+    compare.set("Comfy.ColorPalette", palette)
+    compare.pause(500)
+    renderer = compare.renderer.replace(" ", "")  # type: ignore[attr-defined]
+    path = compare.shoot(screenshots(tmp_path) / f"compare-{renderer}-{palette}.png")
+    compare.set("Comfy.ColorPalette", "dark")
+    assert np.asarray(Image.open(path).convert("L")).std() > 10

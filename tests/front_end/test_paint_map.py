@@ -1,0 +1,107 @@
+"""The way from RDDM Defocus Map to the host's mask editor and back, in both ways of drawing nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from chromium import FrontEnd
+from PIL import Image
+
+from .mock_host import MockHost
+
+SIZE = (96, 64)
+NODES = "app.graph.nodes"
+PRESS = f"""() => {{
+  const node = {NODES}.find((node) => node.type === "RDDMDefocusMap");
+  node.widgets.find((widget) => widget.name === "correct by hand").callback();
+}}"""
+SOURCE = f"""() => {{
+  const target = {NODES}.find((node) => node.type === "MaskPreview");
+  return target.getInputNode(0)?.type + "/" + target.getInputLink(0)?.origin_slot;
+}}"""
+
+
+@pytest.fixture
+def page(front_end: FrontEnd, mock_host: MockHost) -> FrontEnd:
+    """A map that goes into a preview; nothing has run."""
+    front_end.errors.clear()
+    mock_host.results.clear()
+    front_end.page.set_default_timeout(20_000)
+    front_end.load(workflow())
+    return front_end
+
+
+def workflow() -> dict[str, Any]:
+    """RDDM Defocus Map -> Preview Mask."""
+    common = {"flags": {}, "mode": 0, "properties": {}}
+    inputs = [{"name": "model", "type": "RDDM_MODEL", "link": None}, {"name": "image", "type": "IMAGE", "link": None}]
+    outputs = [{"name": "map", "type": "MASK", "links": [1]}, {"name": "coloured", "type": "IMAGE", "links": None}]
+    nodes: list[dict[str, Any]] = [
+        {
+            "id": 1,
+            "type": "RDDMDefocusMap",
+            "pos": [200, 120],
+            "size": [300, 150],
+            "inputs": inputs,
+            "outputs": outputs,
+        },
+        {
+            "id": 2,
+            "type": "MaskPreview",
+            "pos": [600, 120],
+            "size": [250, 200],
+            "inputs": [{"name": "mask", "type": "MASK", "link": 1}],
+            "outputs": [],
+        },
+    ]
+    for order, node in enumerate(nodes):
+        node.update(common, order=order)
+    links = [[1, 1, 0, 2, 0, "MASK"]]
+    return {"last_node_id": 2, "last_link_id": 1, "nodes": nodes, "links": links, "groups": [], "version": 0.4}
+
+
+def run(front_end: FrontEnd, mock_host: MockHost, name: str) -> None:
+    """As if the node had estimated a map: half the photograph is out of focus."""
+    picture = Image.new("RGBA", SIZE, (200, 60, 60, 255))
+    picture.paste((200, 60, 60, 0), (0, 0, SIZE[0] // 2, SIZE[1]))
+    picture.save(mock_host.files / name)
+    mock_host.results = {"1": {"rddm_paintable": [{"filename": name, "subfolder": "", "type": "temp"}]}}
+    before = len(mock_host.prompts)
+    front_end.page.evaluate("() => app.queuePrompt(0, 1)")
+    front_end.wait_for(lambda: len(mock_host.prompts) > before)
+    front_end.wait(f"app.nodeOutputs?.['1']?.rddm_paintable && {NODES}.length")
+    front_end.pause(300)
+
+
+def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
+    page.page.evaluate(PRESS)
+    page.page.get_by_text("Run the workflow once").wait_for()
+    assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"
+    assert page.page.evaluate(f"() => {NODES}.length") == 2
+    assert not page.errors
+
+
+def test_a_map_that_is_gone_is_said_so(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    (mock_host.files / "map.png").unlink()
+    page.page.evaluate(PRESS)
+    page.page.get_by_text("no longer on the server").wait_for(timeout=20_000)
+    assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"
+    assert page.page.evaluate(f"() => {NODES}.length") == 2  # nothing is left behind
+
+
+def test_the_painted_map_takes_the_place_of_the_estimated_one(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save = page.page.get_by_text("Save", exact=True)
+    save.wait_for(timeout=20_000)
+    assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"  # only opened: nothing has changed yet
+    page.pause(1000)
+    save.click()
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    assert mock_host.uploads
+    saved, _ = page.graph()
+    (loader,) = [node for node in saved["nodes"] if node["type"] == "LoadImage"]
+    assert loader["title"] == "Corrected map"
+    assert "rddm" not in " ".join(page.errors).lower()

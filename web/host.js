@@ -1,0 +1,59 @@
+/** All that the pack's scripts import from the host's front end: its deep paths exist only where the host serves them. */
+
+// @ts-expect-error served by ComfyUI beside /extensions, no file of this repository
+import { api as servedApi } from "../../scripts/api.js";
+// @ts-expect-error as above
+import { app as servedApp } from "../../scripts/app.js";
+
+/** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyApp} ComfyApp */
+/** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyExtension} ComfyExtension */
+/**
+ * A node, with what the front end adds to litegraph's; that part of the published types does not find its target.
+ * @typedef {Parameters<NonNullable<ComfyExtension["nodeCreated"]>>[0] & {
+ *   imgs?: HTMLImageElement[],
+ *   addDOMWidget(name: string, type: string, element: HTMLElement, options: DOMWidgetOptions): {serialize?: boolean},
+ * }} LGraphNode
+ */
+/** @typedef {{serialize: boolean, hideOnZoom: boolean, getMinHeight: () => number}} DOMWidgetOptions */
+
+/**
+ * The part of the host's global `LiteGraph` that is used here; its types are not published.
+ * @typedef {{createNode(type: string, title?: string): LGraphNode | null}} NodeFactory
+ */
+
+/** @type {ComfyApp} */
+export const app = servedApp;
+
+/** @type {import("@comfyorg/comfyui-frontend-types").ComfyApi} */
+export const api = servedApi;
+
+/**
+ * A file that a node saved, as the server names it.
+ * @typedef {{filename: string, subfolder: string, type: string}} SavedFile
+ */
+
+/**
+ * Where the browser finds such a file.
+ * @param {SavedFile} file
+ * @returns {string}
+ */
+export function fileUrl({ filename, subfolder, type }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
+/**
+ * Run `after` whenever the host calls a callback of a node, without replacing what others have put there.
+ * @template {"onExecuted" | "onConfigure" | "onRemoved"} Name
+ * @param {LGraphNode} node
+ * @param {Name} name
+ * @param {(argument: any) => void} after
+ */
+export function afterCallback(node, name, after) {
+  const target = /** @type {Record<string, any>} */ (/** @type {unknown} */ (node));
+  const before = target[name];
+  target[name] = function (/** @type {any[]} */ ...args) {
+    const result = before?.apply(this, args);
+    after(args[0]);
+    return result;
+  };
+}
