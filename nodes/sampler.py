@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from comfy_api.latest import io
@@ -130,7 +130,7 @@ class RDDMSampler(io.ComfyNode):
         samples: int,
         tiling: dict[str, Any],
         noise: host.Noise | None = None,
-        schedule: str = "uniform",
+        schedule: Literal["uniform", "quadratic"] = "uniform",
         batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Sample, with progress and a preview for every step."""
