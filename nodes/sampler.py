@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 from comfy_api.latest import io
@@ -10,9 +10,6 @@ from torch import Tensor
 
 from . import host, layout
 from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input
-
-if TYPE_CHECKING:
-    from ..rddm_core.diffusion import Schedule
 
 
 class RDDMSampler(io.ComfyNode):
@@ -133,7 +130,7 @@ class RDDMSampler(io.ComfyNode):
         samples: int,
         tiling: dict[str, Any],
         noise: host.Noise | None = None,
-        schedule: Schedule = "uniform",
+        schedule: Literal["uniform", "quadratic"] = "uniform",
         batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Sample, with progress and a preview for every step."""
