@@ -10,6 +10,9 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 IMAGE ?= examples/sign.blur.jpg
 OUT ?= out
 OPTIONS ?=
+# For `make report`: which part of the collection in RDDM_DATA, and which rows. OPTIONS may add `--peer FILE` and more.
+SPLIT ?= val
+ROWS ?= all
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install
@@ -17,7 +20,7 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
 .DELETE_ON_ERROR:
-.PHONY: help deblur test bench lint typecheck check clean
+.PHONY: help deblur test bench report lint typecheck check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +33,12 @@ test: $(TEST_STAMP) ## run all tests
 
 bench: $(TEST_STAMP) ## time and memory beside NAFNet-w32 (Linux, some minutes)
 	$(RUN) benchmarks/speed.py
+
+report: $(TEST_STAMP) ## measure everything on RDDM_DATA=folder (split SPLIT) into OUT/report.html
+	@test -d "$(RDDM_DATA)" || { echo "Say where the image collection is: make report RDDM_DATA=/path/to/it"; exit 1; }
+	$(RUN) -m rddm_core evaluate "$(RDDM_DATA)/real_pairs" --where split=$(SPLIT) --rows $(ROWS) \
+		--sharp "$(RDDM_DATA)/sharp" --masks "$(RDDM_DATA)/defocus_masks" \
+		--report "$(OUT)/report.html" --csv "$(OUT)/report.csv" --json "$(OUT)/report.json" $(OPTIONS)
 
 lint: $(TEST_STAMP) ## ruff
 	$(RUN) -m ruff check .

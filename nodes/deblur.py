@@ -21,7 +21,8 @@ class RDDMDeblur(io.ComfyNode):
             node_id="RDDMDeblur",
             display_name="RDDM Deblur",
             category=CATEGORY,
-            description="Deblurs an out-of-focus photograph: defocus map, first guess, diffusion and merge in one node.",
+            description="Deblurs an out-of-focus photograph: defocus map, first guess, diffusion and merge in one "
+            "node.",
             search_aliases=["deblur", "defocus", "out of focus", "sharpen", "refocus", "restore", "unblur"],
             inputs=[
                 RDDMModel.Input("model", tooltip="From Load RDDM Model."),

@@ -43,7 +43,7 @@ def plane(values: Tensor, name: str, batch: int) -> Tensor:
 
 
 def residual(values: Tensor, name: str) -> Tensor:
-    """RDDM_RESIDUAL [B, N, 3, H, W], checked. Raises ValueError for what is none, and for values that are not finite."""
+    """RDDM_RESIDUAL [B, N, 3, H, W], checked. Raises ValueError for what is none, and for non-finite values."""
     if not isinstance(values, Tensor) or values.ndim != 5 or values.shape[2] != 3 or values.numel() == 0:
         raise ValueError(f"{name} must come from RDDM Sampler, it is {_describe(values)}")
     _check_finite(values, name)

@@ -1,4 +1,4 @@
-"""Command line: deblur, evaluate, train, info.
+"""Command line: deblur, evaluate, evaluate-maps, train, info.
 
 Libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint import CheckpointInfo
+    from .evaluation.evaluate import Method, Metric, Pair, PairScores
+    from .evaluation.maps import MapScore, RadiusOrder
+    from .evaluation.report import CropCollector
     from .networks.model import RDDM
     from .pipeline import DeblurSettings
 
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_deblur(commands)
     _add_evaluate(commands)
+    _add_evaluate_maps(commands)
     _add_train(commands)
     _add_info(commands)
     return parser
@@ -98,19 +102,25 @@ def _add_deblur(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
-        help="measure PSNR, SSIM and MAE on pairs of blurred and sharp photographs",
-        description="Measure PSNR, SSIM and MAE of the blurred input, of the pre-deblurred picture alone and "
-        "of the final one, and their gain over the input. Needs the extra `eval`.",
+        help="measure on pairs of blurred and sharp photographs",
+        description="Score the blurred input and every row (a method, or a variant of this one) against the sharp "
+        "photographs: PSNR, SSIM, MAE, HaarPSI, GMSD, MDSI, FSIM, gradient energy over the target's and colour "
+        "shift, with their gain over the input. Needs the extra `eval`.",
     )
     parser.add_argument(
-        "manifest",
+        "data",
         type=Path,
-        metavar="MANIFEST.csv",
-        help="columns blur and sharp: paths relative to the file",
+        metavar="DATA",
+        help="a manifest (CSV with the columns blur and sharp, paths relative to it; or the column file: photographs "
+        "that are their own target), or the folder of a data set",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write summary and all scores")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
-    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N pairs")
+    parser.add_argument(
+        "--layout",
+        default="auto",
+        metavar="NAME",
+        help="of the data set: auto (default), manifest, dpdd, lfdof, realdof or folders (blur/ and sharp/)",
+    )
+    _add_selection(parser)
     parser.add_argument(
         "--enlarge",
         type=_at_least(1),
@@ -118,17 +128,90 @@ def _add_evaluate(commands: Any) -> None:
         metavar="N",
         help="enlarge both pictures N times first, as if the camera had more megapixels",
     )
+    rows = parser.add_argument_group("rows")
+    rows.add_argument(
+        "--rows",
+        type=lambda text: text.split(","),
+        default=["default"],
+        metavar="A,B,...",
+        help="unsharp, wiener, richardson-lucy, pre-deblurred, final, steps-N, mean-N (of N samples), map-zeroed, "
+        "map-inverted, guidance-zeroed; or default (pre-deblurred,final), or all",
+    )
+    rows.add_argument(
+        "--peer",
+        type=_named_file,
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="one more row, repeatedly: a checkpoint of this package, or any restoration model that spandrel loads",
+    )
+    rows.add_argument("--lpips", action="store_true", help="add LPIPS, where its weights are at hand")
+    rows.add_argument("--fid", action="store_true", help="add FID on patches of 192 pixels, likewise")
+    output = parser.add_argument_group("also write")
+    output.add_argument("--json", type=Path, metavar="FILE", help="summary and all scores")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="all scores as a table")
+    output.add_argument("--report", type=Path, metavar="FILE.html", help="one page with tables, plots and crops")
+    output.add_argument(
+        "--sharp", type=Path, metavar="DATA", help="for the report: sharp photographs as their own target"
+    )
+    output.add_argument("--masks", type=Path, metavar="DATA", help="for the report: photographs with defocus masks")
+    _add_threshold(parser)
+    _add_settings(parser)
+    _add_model(parser)
+    parser.set_defaults(run=run_evaluate)
+
+
+def _add_evaluate_maps(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate-maps",
+        help="measure defocus maps on photographs with masks",
+        description="Score the estimator's maps, those from edges and an all-white one against hand-made masks: IoU of "
+        "both classes, F-beta and MAE, at one threshold. Needs the extra `eval`.",
+    )
+    parser.add_argument(
+        "masks",
+        type=Path,
+        metavar="DATA",
+        help="a manifest (CSV with the columns image and mask, white = out of focus), or CUHK's folder",
+    )
+    parser.add_argument(
+        "--sharp",
+        type=Path,
+        metavar="DATA",
+        help="sharp photographs, which are made out of focus: does the map follow the true radius?",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="instead print the estimator's IoU of both classes at many thresholds, to choose one on the dev part",
+    )
+    _add_threshold(parser)
+    _add_selection(parser)
+    _add_model(parser)
+    parser.set_defaults(run=run_evaluate_maps)
+
+
+def _add_threshold(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="of defocus maps against masks: above it, a pixel counts as out of focus (default: 0.5)",
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N")
     parser.add_argument(
         "--where",
         type=_condition,
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
-        help="only rows with this value; repeat to demand more",
+        help="only rows with this value; repeat to demand more. Data sets have the column split: train, dev or test",
     )
-    _add_settings(parser)
-    _add_model(parser)
-    parser.set_defaults(run=run_evaluate)
 
 
 def _add_train(commands: Any) -> None:
@@ -352,50 +435,161 @@ def _reason(source: Path, error: Exception) -> str:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Score the selected pairs; 0 only if all could be scored."""
-    from .evaluation.evaluate import (
-        ManifestError,
-        evaluate,
-        format_table,
-        rddm_method,
-        read_manifest,
-        summarise,
-        write_csv,
-        write_json,
-    )
+    from .evaluation.evaluate import METRICS, evaluate, find_pairs, format_table, summarise, write_csv, write_json
+    from .evaluation.perceptual import PatchFID, lpips_metric
+    from .evaluation.radius import fitted_radius
+    from .evaluation.report import CropCollector
+    from .evaluation.rows import combine, peer_method, rddm_method, select_rows
     from .metrics import MissingExtraError, require_extra
 
-    try:
-        pairs = read_manifest(args.manifest, args.where, args.limit)
-        require_extra()
-    except (ManifestError, MissingExtraError) as error:
-        raise CommandError(str(error)) from error
     settings = _settings(args)
+    try:
+        pairs = find_pairs(args.data, args.layout, args.where, args.limit)
+        rows = select_rows(args.rows)
+        names = [*rows, *(name for name, _ in args.peer)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise CommandError(f"two rows are called {twice[0]}: name one of them, --peer NAME=FILE")
+        require_extra()
+        device = choose_device(args.device)
+        peers = [peer_method(name, path, device) for name, path in args.peer]
+        metrics = (*METRICS, lpips_metric()) if args.lpips else METRICS
+        fid = PatchFID() if args.fid else None
+    except (ValueError, MissingExtraError) as error:
+        raise CommandError(str(error)) from error
     model = _load_model(args)
-    results = []
-    for result in _progress(evaluate(pairs, rddm_method(model, settings), enlarge=args.enlarge), "pairs", len(pairs)):
-        results.append(result)
-        if result.error is not None:
-            _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
+    own = rddm_method(model, settings, rows)
+    crops = CropCollector() if args.report else None
+
+    def watch(pair: Pair, pictures: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
+        for watcher in (crops, fid):
+            if watcher is not None:
+                watcher(pair, pictures, target)
+
+    probe = (lambda blurred, sharp: {"radius": fitted_radius(blurred, sharp)}) if args.report else None
+    results = _collect(evaluate(pairs, combine([own, *peers]), metrics, args.enlarge, watch, probe), len(pairs))
     failed = sum(result.error is not None for result in results)
-    print(f"{len(results) - failed} pairs, {settings.steps or model.recommended_steps} steps")
-    print(format_table(summarise(results)))
+    steps = settings.steps or model.recommended_steps
+    print(f"{len(results) - failed} pairs, {steps} steps")
+    print(format_table(summarise(results, metrics), metrics))
+    totals = {row: {"fid": value} for row, value in fid.values().items()} if fid else {}
+    for row, figures in totals.items():
+        print(f"FID of {row}: {figures['fid']:.2f}")
+    about = {
+        "data": args.data.name,
+        "enlarge": args.enlarge,
+        "where": dict(args.where),
+        "model": args.model.name if args.model else "shipped weights",
+        "peers": {name: path.name for name, path in args.peer},
+        "settings": vars(settings) | {"steps": steps},
+        "device": args.device,
+        "dtype": args.dtype,
+        "version": __version__,
+    }
     if args.csv:
-        write_csv(args.csv, results)
+        write_csv(args.csv, results, metrics)
     if args.json:
-        about = {
-            "manifest": args.manifest.name,
-            "enlarge": args.enlarge,
-            "where": dict(args.where),
-            "model": args.model.name if args.model else "shipped weights",
-            "settings": vars(settings) | {"steps": settings.steps or model.recommended_steps},
-            "device": args.device,
-            "dtype": args.dtype,
-            "version": __version__,
-        }
-        write_json(args.json, results, about)
+        write_json(args.json, results, about | ({"totals": totals} if totals else {}), metrics)
+    if crops is not None:
+        _write_report(args, model, own, results, crops, metrics, totals, about)
     if failed:
         _say(f"{failed} of {len(results)} pairs failed", error=True)
     return 1 if failed else 0
+
+
+def _write_report(
+    args: argparse.Namespace,
+    model: RDDM,
+    method: Method,
+    results: list[PairScores],
+    crops: CropCollector,
+    metrics: Sequence[Metric],
+    totals: dict[str, dict[str, float]],
+    about: dict[str, Any],
+) -> None:
+    from .evaluation.evaluate import evaluate, find_pairs
+    from .evaluation.report import Report, write_report
+
+    sharp: list[PairScores] = []
+    if args.sharp:
+        photos = find_pairs(args.sharp, "auto", args.where, args.limit)
+        colour = [m for m in metrics if m.name in ("psnr", "colour_shift")]
+        sharp = _collect(evaluate(photos, method, colour), len(photos))
+    maps, order = _score_maps(args, model) if args.masks else ({}, None)
+    folder = args.data.resolve().parent if args.data.is_file() else args.data.resolve()
+    title = f"RDDM defocus deblurring on {folder.name}"
+    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order)
+    write_report(args.report, report)
+    print(f"report: {args.report}")
+
+
+def _collect(scoring: Iterable[PairScores], total: int) -> list[PairScores]:
+    results = []
+    for result in _progress(scoring, "pairs", total):
+        results.append(result)
+        if result.error is not None:
+            _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
+    return results
+
+
+def run_evaluate_maps(args: argparse.Namespace) -> int:
+    """Score the maps and print the table."""
+    import json
+
+    from .evaluation.maps import as_dict, format_maps
+    from .files import write_text
+    from .metrics import MissingExtraError, require_extra
+
+    try:
+        require_extra()
+    except MissingExtraError as error:
+        raise CommandError(str(error)) from error
+    model = _load_model(args)
+    if args.sweep:
+        return _sweep_maps(args, model)
+    scores, order = _score_maps(args, model)
+    print(format_maps(scores))
+    figures: dict[str, Any] = {"where": dict(args.where), "threshold": args.threshold, "maps": as_dict(scores)}
+    if order is not None:
+        print(f"order of true radii on {len(order.scenes)} rendered scenes, Spearman: ", end="")
+        print(f"{order.pooled:.3f} over all pixels, {order.mean:.3f} within a scene")
+        figures["radius_order"] = {"pooled": order.pooled, "mean": order.mean, "scenes": list(order.scenes)}
+    if args.json:
+        write_text(args.json, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def _sweep_maps(args: argparse.Namespace, model: RDDM) -> int:
+    import json
+
+    from .evaluation.maps import find_masks, format_sweep, map_methods, sweep_thresholds
+    from .files import write_text
+
+    try:
+        photos = find_masks(args.masks, args.where, args.limit)
+        cuts = sweep_thresholds(_progress(photos, "masks", len(photos)), map_methods(model)["estimator"])
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    print(format_sweep(cuts))
+    if args.json:
+        figures = {"where": dict(args.where), "sweep": [vars(cut) for cut in cuts]}
+        write_text(args.json, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def _score_maps(args: argparse.Namespace, model: RDDM) -> tuple[dict[str, MapScore], RadiusOrder | None]:
+    """Against the masks and, where sharp photographs are given, against rendered radii."""
+    from .evaluation.evaluate import find_pairs
+    from .evaluation.maps import find_masks, map_methods, radius_order, score_maps
+
+    methods = map_methods(model)
+    try:
+        photos = find_masks(args.masks, args.where, args.limit)
+        sharp = [p.sharp for p in find_pairs(args.sharp, "auto", args.where, args.limit)] if args.sharp else []
+        scores = score_maps(_progress(photos, "masks", len(photos)), methods, args.threshold)
+        order = radius_order(_progress(sharp, "scenes", len(sharp)), methods["estimator"]) if sharp else None
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    return scores, order
 
 
 # train, info
@@ -573,6 +767,12 @@ def _word_or_number(*words: str) -> Callable[[str], str | int]:
         return int(text)
 
     return parse
+
+
+def _named_file(text: str) -> tuple[str, Path]:
+    """[NAME=]FILE; without a name the file's own, without its ending."""
+    name, separator, file = text.partition("=")
+    return (name, Path(file)) if separator and name and file else (Path(text).stem, Path(text))
 
 
 def _condition(text: str) -> tuple[str, str]:

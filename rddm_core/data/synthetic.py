@@ -44,7 +44,7 @@ def render_sample(
     depth: Tensor | None = None
     labels: np.ndarray | None = None
     if depths and rng.random() < config.depth_share:
-        image, depth = _crop_with_depth(depths[rng.integers(len(depths))], config.size, rng)
+        image, depth = _crop_with_depth(depths[int(rng.integers(len(depths)))], config.size, rng)
     else:
         image, labels = _sharp_crop(photos, config.size, rng)
     sharp = torch.from_numpy(image).permute(2, 0, 1).float() / 255

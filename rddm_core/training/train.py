@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
@@ -36,6 +35,7 @@ from ..files import atomic_target, write_text
 from ..networks.guidance import load_backbone_weights
 from ..networks.model import RDDM
 from ..pipeline import estimate_defocus_map
+from .logs import RunLog
 from .losses import estimate_training_map, estimator_loss, joint_loss, sample_timesteps, sample_weights
 from .recipe import Recipe, load_recipe, runs_folder
 from .validate import to_tensor, validate_estimator, validate_joint
@@ -166,7 +166,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         stream, batch_size=None, num_workers=recipe.workers, prefetch_factor=6 if recipe.workers else None
     )
     folder.mkdir(parents=True, exist_ok=True)
-    log = RunLog(folder, accelerator.is_main_process)
+    log = RunLog(folder, accelerator.is_main_process, step)
     if step == 0:
         write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1))
 
@@ -354,48 +354,3 @@ def save_state(
     }
     with atomic_target(path) as partial:
         torch.save(state, partial)
-
-
-class RunLog:
-    """train.csv (means over 50 steps), validation.csv and lines on the console; silent but on the main process."""
-
-    EVERY = 50
-
-    def __init__(self, folder: Path, active: bool) -> None:
-        self.folder, self.active = folder, active
-        self.sums: dict[str, float] = {}
-        self.count = 0
-        self.started = time.monotonic()
-
-    def step(self, step: int, losses: dict[str, float], norm: float, rate: float) -> None:
-        self.count += 1
-        for key, value in (losses | {"gradient_norm": norm}).items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
-        if step % self.EVERY == 0:
-            now = time.monotonic()
-            row = {"step": step, "learning_rate": rate, "steps_per_second": self.count / (now - self.started)}
-            row |= {key: value / self.count for key, value in self.sums.items()}
-            self._append("train.csv", row)
-            if step % (10 * self.EVERY) == 0:
-                self.line(" ".join(f"{key} {value:.5g}" for key, value in row.items()))
-            self.sums, self.count, self.started = {}, 0, now
-
-    def validation(self, row: dict[str, float]) -> None:
-        self._append("validation.csv", row)
-        self.line("validation " + " ".join(f"{key} {value:.4g}" for key, value in row.items()))
-        self.started = time.monotonic()
-
-    def line(self, text: str) -> None:
-        if self.active:
-            print(text, flush=True)
-
-    def _append(self, name: str, row: dict[str, float]) -> None:
-        if not self.active:
-            return
-        path = self.folder / name
-        fresh = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(row))
-            if fresh:
-                writer.writeheader()
-            writer.writerow({key: f"{value:.6g}" for key, value in row.items()})

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rddm_core.checkpoint import load_checkpoint
 from rddm_core.cli import main
 from rddm_core.evaluation.evaluate import (
     METRICS,
@@ -19,25 +18,27 @@ from rddm_core.evaluation.evaluate import (
     PairScores,
     evaluate,
     evaluate_pair,
+    find_pairs,
     format_table,
-    rddm_method,
     read_manifest,
+    spearman,
     summarise,
     write_csv,
     write_json,
 )
 from rddm_core.images import load_image, save_image
 from rddm_core.metrics import MAX_PSNR, mae, psnr_8bit, ssim
-from rddm_core.pipeline import DeblurSettings, deblur
 
 SIZE = (3, 24, 32)
+SHARP = (100 + 4 * (torch.arange(32) // 8)).expand(SIZE) / 255
+"""Four bands of levels 100 to 112: a target needs some gradient."""
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Four rows: two good pairs (level 100 against 110 and 120), one missing file, one of unequal sizes."""
-    for name, level in (("sharp", 100), ("b10", 110), ("b20", 120)):
-        save_image(tmp_path / "data" / f"{name}.png", torch.full(SIZE, level / 255))
+    """Four rows: two good pairs (10 and 20 levels brighter than SHARP), one missing file, one of unequal sizes."""
+    for name, error in (("sharp", 0), ("b10", 10), ("b20", 20)):
+        save_image(tmp_path / "data" / f"{name}.png", SHARP + error / 255)
     save_image(tmp_path / "data" / "small.png", torch.zeros(3, 24, 31))
     path = tmp_path / "manifest.csv"
     path.write_text(
@@ -52,8 +53,8 @@ def manifest(tmp_path: Path) -> Path:
 
 
 def halve_the_error(blurred: Tensor) -> dict[str, Tensor]:
-    """Two rows for a target of level 100: the error halved, and the target itself."""
-    return {"half": (blurred + 100 / 255) / 2, "perfect": torch.full_like(blurred, 100 / 255)}
+    """Two rows for the target SHARP: the error halved, and the target itself."""
+    return {"half": (blurred + SHARP) / 2, "perfect": SHARP}
 
 
 def test_manifest_selection(manifest: Path) -> None:
@@ -87,7 +88,10 @@ def test_scores_of_a_pair_are_the_metrics_of_every_row(manifest: Path) -> None:
     assert scores.rows["blurred"]["mae"] == pytest.approx(10 / 255)
     assert scores.rows["half"]["mae"] == pytest.approx(5 / 255)
     assert scores.rows["half"]["psnr"] == pytest.approx(34.151, abs=1e-3)  # 20 log10(255 / 5)
-    assert scores.rows["perfect"] == {"psnr": MAX_PSNR, "ssim": 1.0, "mae": 0.0}
+    perfect = scores.rows["perfect"]
+    assert list(perfect) == [m.name for m in METRICS]
+    assert [perfect[m] for m in ("psnr", "ssim", "mae", "gmsd", "colour_shift")] == [MAX_PSNR, 1.0, 0.0, 0.0, 0.0]
+    assert scores.rows["half"]["colour_shift"] == pytest.approx(5)
 
 
 def test_summary_of_known_scores() -> None:
@@ -97,7 +101,7 @@ def test_summary_of_known_scores() -> None:
 
     results = [scores("a", 20, 22), scores("b", 30, 29), scores("c", 25, 30)]
     results.append(PairScores(results[0].pair, error="unreadable"))
-    metrics = [m for m in METRICS if m.name != "ssim"]
+    metrics = [m for m in METRICS if m.name in ("psnr", "mae")]
     blurred_psnr, _, psnr, mean_error = summarise(results, metrics)
     assert (blurred_psnr.row, blurred_psnr.mean, blurred_psnr.mean_gain) == ("blurred", 25, 0)
     assert (psnr.row, psnr.mean, psnr.median, psnr.worst) == ("final", 27, 29, 22)
@@ -109,11 +113,83 @@ def test_summary_of_known_scores() -> None:
         -5,
         "c",
     )
-    text = format_table([blurred_psnr, psnr], metrics)
-    assert [line.split() for line in text.splitlines()[1:]] == [
-        ["blurred", "psnr", "25.00", "25.00", "20.00"],
-        ["final", "psnr", "27.00", "29.00", "22.00", "+2.00", "+2.00", "-1.00"],
+    assert psnr.improved == pytest.approx(2 / 3) and mean_error.improved == pytest.approx(1 / 3)
+    text = format_table(summarise(results, metrics), metrics)
+    assert [line.split() for line in text.splitlines()] == [
+        ["psnr", "mae", "psnr", "gain", "median", "worst"],
+        ["blurred", "25.00", "25.0000"],
+        ["final", "27.00", "27.0000", "+2.00", "+2.00", "-1.00"],
     ]
+
+
+def test_a_metric_with_an_ideal_judges_by_the_distance_to_it() -> None:
+    metric = next(m for m in METRICS if m.name == "gradient_energy")
+    assert metric.gain(0.9, before=0.5) == pytest.approx(0.4)
+    assert metric.gain(1.6, before=0.5) == pytest.approx(-0.1)
+    assert metric.worst([0.5, 0.9, 1.6]) == 1.6
+
+
+def test_samples_are_scored_as_their_mean_and_their_spread(manifest: Path) -> None:
+    (pair,) = read_manifest(manifest, limit=1)
+    generator = torch.Generator().manual_seed(0)
+
+    def restore(blurred: Tensor) -> dict[str, Tensor]:
+        # Left half certain and right, right half uncertain and wrong.
+        noise = torch.randn(8, *SIZE, generator=generator) * (torch.arange(SIZE[2]) >= 16) * 0.1
+        return {"samples": SHARP + noise, "mean": (SHARP + noise).mean(dim=0)}
+
+    scores = evaluate_pair(pair, restore)
+    assert scores.rows["samples"]["psnr"] == pytest.approx(scores.rows["mean"]["psnr"], abs=1.0)
+    figures = scores.figures["samples"]
+    assert figures["spread"] > 0.6 and abs(figures["spread_noise"]) < 0.15 and "mean" not in scores.figures
+    assert figures["deviation"] == pytest.approx(0.1 * (0.5 * 7 / 8) ** 0.5, rel=0.05)
+
+
+def test_spearman_is_of_ranks_and_0_for_constants() -> None:
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert spearman(x, x.exp()) == pytest.approx(1) and spearman(x, -x) == pytest.approx(-1)
+    assert spearman(x, torch.ones(4)) == 0
+
+
+def test_watchers_see_every_row_and_probes_the_pair(manifest: Path) -> None:
+    seen = []
+    scores = evaluate_pair(
+        read_manifest(manifest, limit=1)[0],
+        lambda blurred: {"two": torch.stack((blurred, blurred))},
+        watch=lambda pair, pictures, target: seen.append((pair.columns["scene"], list(pictures), target.shape)),
+        probe=lambda blurred, target: {"difference": float((blurred - target).mean() * 255)},
+    )
+    assert seen == [("a", ["blurred", "two"], torch.Size(SIZE))]
+    assert scores.figures["blurred"]["difference"] == pytest.approx(10, abs=1e-3)
+
+
+class TestFindPairs:
+    def test_manifests_are_found_by_file_and_by_folder(self, manifest: Path) -> None:
+        where = [("split", "val")]
+        assert find_pairs(manifest, where=where) == find_pairs(manifest.parent, where=where)
+        assert len(find_pairs(manifest, "manifest", limit=3)) == 3
+
+    def test_data_sets_get_columns(self, tmp_path: Path) -> None:
+        for part in ("train_c", "test_c"):
+            for kind in ("source", "target"):
+                save_image(tmp_path / part / kind / "1.png", torch.zeros(SIZE))
+        (pair,) = find_pairs(tmp_path, where=[("split", "test")])
+        assert pair.columns == {
+            "blur": "test_c/source/1.png",
+            "sharp": "test_c/target/1.png",
+            "scene": "dpdd/1",
+            "split": "test",
+        }
+        assert pair.blurred == tmp_path / "test_c/source/1.png" and len(find_pairs(tmp_path, "dpdd")) == 2
+        with pytest.raises(ManifestError, match="no rows with split=val"):
+            find_pairs(tmp_path, where=[("split", "val")])
+        with pytest.raises(ValueError, match="ROOT/source"):
+            find_pairs(tmp_path, "realdof")
+
+    def test_photographs_may_be_their_own_target(self, tmp_path: Path) -> None:
+        (tmp_path / "manifest.csv").write_text("file,split\na.jpg,val\nb.jpg,train\n")
+        (pair,) = find_pairs(tmp_path, where=[("split", "val")])
+        assert pair.blurred == pair.sharp == tmp_path / "a.jpg" and pair.columns["blur"] == "a.jpg"
 
 
 def test_summary_of_nothing() -> None:
@@ -161,16 +237,6 @@ def test_files_hold_every_row_and_error(manifest: Path, tmp_path: Path) -> None:
     assert len(document["results"]) == 8
 
 
-def test_rddm_rows_are_the_pipeline_s_pictures(tiny_checkpoint: Path) -> None:
-    model = load_checkpoint(tiny_checkpoint)
-    picture = torch.rand(SIZE, generator=torch.Generator().manual_seed(1))
-    rows = rddm_method(model, DeblurSettings(samples=2, seed=3))(picture)
-    result = deblur(model, picture[None], settings=DeblurSettings(samples=2, seed=3))
-    assert list(rows) == ["pre-deblurred", "final"]
-    assert torch.equal(rows["pre-deblurred"], result.pre_deblurred[0])
-    assert torch.equal(rows["final"], (result.image[0] + result.image[1]) / 2)
-
-
 def test_command_scores_what_deblur_would_write(
     manifest: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,7 +254,7 @@ def test_command_scores_what_deblur_would_write(
     (line,) = [x for x in document["results"] if x["blur"] == "data/b20.png" and x["row"] == "final"]
     for metric, function in (("psnr", psnr_8bit), ("ssim", ssim), ("mae", mae)):
         assert line[metric] == pytest.approx(function(final, sharp), rel=1e-6)
-    assert line["psnr_gain"] == pytest.approx(line["psnr"] - psnr_8bit(torch.full(SIZE, 120 / 255), sharp))
+    assert line["psnr_gain"] == pytest.approx(line["psnr"] - psnr_8bit(SHARP + 20 / 255, sharp))
 
 
 def test_command_exits_with_1_where_pairs_fail(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,3 +129,184 @@ def test_quality(pack: SimpleNamespace, photo: Tensor) -> None:
 def test_results_that_are_not_finite_are_reported(pack: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="residual contains invalid values"):
         pack.nodes["RDDMResidualPreview"].execute(residual=torch.full((1, 1, 3, 4, 4), torch.nan), gain=1.0)
+
+
+# ---------------------------------------------------------------- the same for every node around the chain
+
+
+def inputs_for(model: Any, image: Tensor) -> dict[str, dict[str, Any]]:
+    """What every node that takes and gives pictures needs, with a mask of another size."""
+    small = torch.linspace(0, 1, 30 * 40).reshape(1, 30, 40)
+    return {
+        "RDDMDeblur": {"model": model, "image": image, "map": small, "seed": 3, "steps": 1, "strength": 1.0}
+        | {"working_size": FULL, "batch_noise": "shared"},
+        "RDDMDeconvolve": {"image": image, "map": small, "max_radius": 4.0, "method": WIENER},
+        "RDDMRenderDefocus": {"image": image, "depth": small, "focus": 0.0, "aperture": 5.0, "blades": 5}
+        | {"bright_is": "far"},
+    }
+
+
+PICTURES = ("RDDMDeblur", "RDDMDeconvolve", "RDDMRenderDefocus")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_batch_equals_single_and_alpha_is_kept(pack: SimpleNamespace, model: Any, photo: Tensor, name: str) -> None:
+    alpha = torch.linspace(0, 1, 2 * 70 * 90).reshape(2, 70, 90, 1)
+    execute = pack.nodes[name].execute
+    both = execute(**inputs_for(model, torch.cat((photo, alpha), dim=-1))[name]).result[0]
+    assert both.shape == (2, 70, 90, 4) and torch.equal(both[..., 3:], alpha)
+    assert not torch.equal(both[..., :3], photo)
+    for b in range(2):
+        one = execute(**inputs_for(model, photo[b : b + 1])[name]).result[0]
+        assert torch.allclose(both[b : b + 1, ..., :3], one, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_bad_inputs_are_named(pack: SimpleNamespace, model: Any, photo: Tensor, name: str, bad: float) -> None:
+    execute = pack.nodes[name].execute
+    good = inputs_for(model, photo)[name]
+    where = "depth" if "depth" in good else "map"
+    for changes, message in (
+        ({"image": photo * bad}, "image contains invalid values"),
+        ({where: good[where] * bad}, f"{where} contains invalid values"),
+        ({where: good[where].expand(3, -1, -1)}, f"{where} has 3 items, but there are 2 pictures: connect one for all"),
+        ({"image": photo[..., :2]}, "image must be pictures with 3 colour channels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            execute(**{**good, **changes})
+
+
+def test_deblur_leaves_the_original_bit_for_bit(pack: SimpleNamespace, model: Any, photo: Tensor) -> None:
+    none = torch.zeros(1, 7, 5)
+    assert torch.equal(deblur(pack, model, photo, steps=1, strength=0.0)[0], photo)
+    assert torch.equal(deblur(pack, model, photo, steps=1, mask=none)[0], photo)
+    assert not torch.equal(deblur(pack, model, photo, steps=1, mask=none + 0.1)[0], photo)
+
+
+def test_deblur_works_at_a_smaller_size(pack: SimpleNamespace, model: Any) -> None:
+    """The networks see the size that is set, the result keeps that of the photograph."""
+    wide = torch.rand(1, 64, 400, 3, generator=torch.Generator().manual_seed(2))
+    manual = {"working_size": "manual", "size": 256}
+    image, defocus_map = deblur(pack, model, wide, steps=1, working_size=manual)
+    assert image.shape == wide.shape and defocus_map.shape == (1, 64, 400)
+    assert not torch.equal(image, deblur(pack, model, wide, steps=1)[0])
+
+
+def test_own_and_shared_noise_from_the_host(pack: SimpleNamespace, model: Any, photo: Tensor) -> None:
+    """RandomNoise draws for a whole batch: shared takes one draw for all of it."""
+
+    class RandomNoise:
+        def generate_noise(self, latent: dict[str, Tensor]) -> Tensor:
+            return torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(4))
+
+    frames, flat = photo[:1].expand(2, -1, -1, -1), torch.ones(1, 70, 90)
+    own, shared = (
+        sample(pack, model, frames, flat, noise=RandomNoise(), samples=2, batch_noise=choice)
+        for choice in ("own", "shared")
+    )
+    assert torch.equal(shared[0], shared[1]) and not torch.equal(shared[0, 0], shared[0, 1])
+    assert not torch.equal(own[0], own[1])
+
+
+def test_seeds_of_a_batch(submodule: Callable[[str], ModuleType]) -> None:
+    layout = submodule("nodes.layout")
+    assert layout.seeds(5, 3, "own") == (5, 6, 7) and layout.seeds(5, 3, "shared") == (5, 5, 5)
+
+
+def test_mean_of_samples_merges_as_the_mean(pack: SimpleNamespace, photo: Tensor) -> None:
+    residual = torch.rand(2, 3, 3, 70, 90, generator=torch.Generator().manual_seed(5)) - 0.5
+    mean = pack.nodes["RDDMResidualStatistics"].execute(residual=residual, full_scale=0.1).result[0]
+    merge = pack.nodes["RDDMResidualMerge"].execute
+    parts = {"original": photo, "pre_deblurred": photo, "strength": 1.0, "protect_sharp": 0.0}
+    by_node = merge(residual=mean, reduction={"reduction": "first"}, **parts).result[0]
+    assert torch.equal(by_node, merge(residual=residual, reduction={"reduction": "mean"}, **parts).result[0])
+
+
+@pytest.mark.parametrize(
+    ("node", "options"), [("RDDMResidualPreview", {"gain": 8.0}), ("RDDMResidualStatistics", {"full_scale": 0.1})]
+)
+@pytest.mark.parametrize(
+    ("residual", "message"),
+    [
+        (torch.full((1, 2, 3, 4, 4), torch.inf), "residual contains invalid values"),
+        (torch.zeros(1, 4, 4, 3), "residual must come from RDDM Sampler"),
+    ],
+)
+def test_what_is_no_residual(
+    pack: SimpleNamespace, node: str, options: dict[str, float], residual: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        pack.nodes[node].execute(residual=residual, **options)
+
+
+def test_deconvolution_methods_differ(pack: SimpleNamespace, photo: Tensor) -> None:
+    def run(**method: Any) -> Tensor:
+        flat = torch.full((1, 9, 9), 0.6)
+        return pack.nodes["RDDMDeconvolve"].execute(image=photo[:1], map=flat, max_radius=8.0, method=method).result[0]
+
+    wiener, smooth = run(**WIENER), run(method="wiener", noise=0.5)
+    few, many = (run(method="richardson_lucy", iterations=n) for n in (1, 12))
+
+    def detail(image: Tensor) -> float:
+        return float(image.diff(dim=2).abs().mean())
+
+    assert detail(wiener) > detail(smooth) and detail(many) > detail(few)
+
+
+def test_quality_of_other_counts_and_tiny_pictures(pack: SimpleNamespace, photo: Tensor) -> None:
+    execute = pack.nodes["RDDMImageQuality"].execute
+    one_for_all = json.loads(execute(image=photo, reference=photo[1:]).result[1])
+    assert one_for_all[1]["psnr"] == 100 > one_for_all[0]["psnr"]
+    single = execute(image=photo[:1], reference=photo[1:])
+    assert json.loads(single.result[1]) == one_for_all[:1] and single.result[0].startswith("PSNR ")
+    with pytest.raises(ValueError, match="reference has 3 items, but there are 2 pictures"):
+        execute(image=photo, reference=torch.cat((photo, photo[:1])))
+    with pytest.raises(ValueError, match="at least 11 pixels a side, the picture has 10x70"):
+        execute(image=photo[:, :, :10], reference=photo[:, :, :10])
+    with pytest.raises(ValueError, match="image contains invalid values"):
+        execute(image=photo * torch.nan)
+
+
+def test_example_photos_are_those_in_the_folder(pack: SimpleNamespace) -> None:
+    _, options = pack.nodes["RDDMExamplePhoto"].define_schema().object_info()["input"]["required"]["name"]
+    assert options["options"] == ["market", "sign"] and options["default"] == "sign"
+
+
+# ---------------------------------------------------------------- the host's manners
+
+
+@pytest.mark.parametrize("name", [*PICTURES, "RDDMEdgeDefocusMap", "RDDMImageQuality"])
+def test_interrupt_and_progress(
+    pack: SimpleNamespace,
+    model: Any,
+    photo: Tensor,
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    inputs = inputs_for(model, photo).get(name, {"image": photo})
+    pack.nodes[name].execute(**inputs)
+    done = [update[0] / update[1] for update in fake_host.utils.updates]
+    assert len(done) >= 2 and done == sorted(done) and done[-1] == 1
+    monkeypatch.setattr(fake_host.management, "interrupt_after", 0)
+    with pytest.raises(fake_host.management.InterruptProcessingException):
+        pack.nodes[name].execute(**inputs)
+
+
+def test_deblur_tries_smaller_tiles_where_memory_runs_out(
+    pack: SimpleNamespace, model: Any, submodule: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, tried = submodule("rddm_core.pipeline"), []
+    original = core.deblur
+
+    def limited(*args: Any, settings: Any, **options: Any) -> Any:
+        tried.append(settings.tile)
+        if settings.tile == "auto":
+            raise torch.OutOfMemoryError("out of memory")
+        return original(*args, settings=settings, **options)
+
+    monkeypatch.setattr(core, "deblur", limited)
+    wide = torch.rand(1, 64, 400, 3, generator=torch.Generator().manual_seed(2))
+    image, _ = deblur(pack, model, wide, steps=1)
+    assert tried == ["auto", 200] and image.shape == wide.shape

@@ -1,0 +1,118 @@
+"""Scores of defocus maps on miniature masks, the choice of a threshold, and the order of rendered radii."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rddm_core.cli import main
+from rddm_core.data.sources import MaskedPhoto
+from rddm_core.evaluation.maps import SWEPT, f_beta, find_masks, radius_order, score_maps, sweep_thresholds
+from rddm_core.evaluation.radius import RADII, fitted_radius
+from rddm_core.optics import map_from_radius, render_defocus
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """Two photographs, 20 of whose 40 columns and 10 of whose 40 columns are out of focus."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), ["image,mask,split"]
+    for i, (columns, split) in enumerate(((20, "dev"), (10, "val"))):
+        Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        mask = np.zeros((36, 40), dtype=np.uint8)
+        mask[:, :columns] = 255
+        Image.fromarray(mask).save(folder / f"{i}_mask.png")
+        lines.append(f"masks/{i}.png,masks/{i}_mask.png,{split}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def ramp(image: Tensor) -> Tensor:
+    """From 1 at the left border to 0 at the right one."""
+    return torch.linspace(1, 0, image.shape[2]).expand(image.shape[1:])
+
+
+def test_scores_of_known_maps(masks: Path) -> None:
+    photos = find_masks(masks)
+    scores = score_maps(photos, {"left half": lambda x: (torch.arange(40) < 20).float().expand(36, 40)})
+    white, half = scores["all white"], scores["left half"]
+    # 30 of 80 columns are out of focus; the left half claims 40, the right 30 among them.
+    assert (white.iou_blurred, white.iou_sharp, white.mean_iou) == (30 / 80, 0, 15 / 80)
+    assert (half.iou_blurred, half.iou_sharp) == (30 / 40, 40 / 50)
+    assert half.mae == pytest.approx((0 + 10 / 40) / 2) and white.mae == pytest.approx((20 + 30) / 80)
+    precise = 1.3 * 0.5 * 1 / (0.3 * 0.5 + 1)
+    assert half.f_beta == pytest.approx((1 + precise) / 2)
+    nothing = torch.zeros(2, 2, dtype=torch.bool)
+    assert f_beta(nothing, nothing) == 1 and f_beta(~nothing, nothing) == 0
+
+
+def test_the_threshold_decides_and_the_sweep_agrees_with_the_scores(masks: Path) -> None:
+    photos = find_masks(masks)
+    cuts = sweep_thresholds(photos, ramp)
+    assert [cut.threshold for cut in cuts] == list(SWEPT)
+    for cut in cuts[::3]:
+        score = score_maps(photos, {"ramp": ramp}, cut.threshold)["ramp"]
+        assert (cut.iou_blurred, cut.iou_sharp) == pytest.approx((score.iou_blurred, score.iou_sharp), abs=1e-12)
+    assert max(cuts, key=lambda cut: cut.mean_iou).threshold == pytest.approx(0.5, abs=0.26)
+    assert cuts[0].mean_iou < 0.7 * max(cut.mean_iou for cut in cuts)
+
+
+def test_masks_are_found_by_split_and_must_fit(masks: Path, tmp_path: Path) -> None:
+    (photo,) = find_masks(masks, [("split", "val")])
+    assert photo.mask == masks / "1_mask.png"
+    with pytest.raises(ValueError, match="no rows with split=test"):
+        find_masks(masks, [("split", "test")])
+    Image.new("L", (39, 36)).save(tmp_path / "small.png")
+    with pytest.raises(ValueError, match=r"small.png is \[36, 39\], but its photograph \[36, 40\]"):
+        score_maps([MaskedPhoto(photo.image, tmp_path / "small.png")], {})
+    for scoring in (lambda: score_maps([], {}), lambda: sweep_thresholds([], ramp)):
+        with pytest.raises(ValueError, match="no photographs"):
+            scoring()
+
+
+def test_command_scores_and_sweeps(
+    masks: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate-maps", str(masks), "--model", str(tiny_checkpoint), "--json", str(tmp_path / "m.json")]
+    assert main([*command, "--threshold", "0.3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:]] == ["all white", "estimator", "edges"]
+    assert json.loads((tmp_path / "m.json").read_text())["threshold"] == 0.3
+    assert main([*command, "--sweep", "--where", "split=dev"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:3] == ["threshold", "mean", "IoU"] and len(table) == 1 + len(SWEPT)
+    assert sum(line.endswith("*") for line in table) == 1
+    assert len(json.loads((tmp_path / "m.json").read_text())["sweep"]) == len(SWEPT)
+
+
+def test_a_map_of_the_true_radii_keeps_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, fields = [], []
+    for i in range(6):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(path)
+        paths.append(path)
+
+    def render(sharp: Tensor, field: Tensor, aperture: object) -> Tensor:
+        fields.append(field)
+        return sharp
+
+    monkeypatch.setattr("rddm_core.evaluation.maps.render_defocus", render)
+    order = radius_order(paths, lambda image: map_from_radius(fields[-1].abs()))
+    assert order.pooled > 0.999 and all(scene > 0.999 for scene in order.scenes) and order.scenes
+    turned = radius_order(paths, lambda image: 1 - map_from_radius(fields[-1].abs()))
+    assert turned.mean < -0.999
+
+
+@pytest.mark.parametrize("radius", [RADII[0], RADII[3], RADII[6]])
+def test_the_radius_of_a_rendered_pair_is_found_again(radius: float) -> None:
+    target = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))
+    target[:, :48, :48] = 0.5  # a flat part cannot tell and must not count
+    blurred = render_defocus(target, torch.full((96, 96), radius))
+    assert fitted_radius(blurred, target) == pytest.approx(radius, abs=0.05)

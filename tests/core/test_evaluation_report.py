@@ -1,0 +1,145 @@
+"""The HTML report, from known scores and as the command writes it."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rddm_core.cli import main
+from rddm_core.evaluation.evaluate import METRICS, Pair, PairScores
+from rddm_core.evaluation.maps import MapScore, RadiusOrder
+from rddm_core.evaluation.report import CropCollector, Report, strongest_window, write_report
+from rddm_core.images import save_image
+
+PSNR, HAARPSI = (next(m for m in METRICS if m.name == name) for name in ("psnr", "haarpsi"))
+
+
+class Page(HTMLParser):
+    """Headings, cells and pictures of a page; complains about tags that are not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.images: list[dict[str, str | None]] = []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+def pair(name: str) -> Pair:
+    return Pair(Path(name), Path("s"), {"blur": name, "sharp": "s", "scene": f"phone/{name}"})
+
+
+def scores(name: str, gain: float) -> PairScores:
+    rows = {"blurred": {"psnr": 25.0, "haarpsi": 0.6}}
+    rows |= {row: {"psnr": 25 + gain * k, "haarpsi": 0.7} for k, row in enumerate(("final", "steps-1", "steps-3"), 1)}
+    return PairScores(pair(name), rows, figures={"blurred": {"radius": 3.0}})
+
+
+def test_a_page_of_known_scores(tmp_path: Path) -> None:
+    results = [scores(f"p{i}", gain) for i, gain in enumerate((1, 2, -1, 4, 5, 6, 7))]
+    results.append(PairScores(pair("<bad>.png"), error="cannot be read & more"))
+    collect = CropCollector()
+    for r in results[:-1]:
+        collect(r.pair, {row: torch.rand(3, 20, 24) for row in r.rows}, torch.zeros(3, 20, 24))
+    report = Report(
+        "A <title>",
+        {"data": "set", "settings": {"steps": 2}},
+        results,
+        collect.crops,
+        (PSNR, HAARPSI),
+        totals={"final": {"fid": 12.5}},
+        maps={"estimator": MapScore(0.8, 0.6, 0.7, 0.1)},
+        order=RadiusOrder((0.9, 0.7), 0.85),
+    )
+    path = tmp_path / "out" / "report.html"
+    write_report(path, report)
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.texts["h1"] == ["A <title>"]
+    assert page.texts["h2"][:3] == ["Scores", "Gain over the blurred input", "Plots"]
+    assert {"Best pairs", "Worst pairs", "Failed", "Defocus maps"} <= set(page.texts["h2"])
+    assert "<bad>.png: cannot be read & more" in page.texts["li"]
+    # Mean of the gains: 24 / 7. Best of the column in bold.
+    assert "+3.43" in page.texts["td"] and "12.50" in page.texts["td"] and "35.29" in page.texts["b"]
+    # One bar and scatter plot, one curve over steps, and the crops: 10 pairs of 4 rows and the target.
+    assert len([i for i in page.images if (i["src"] or "").startswith("data:image/svg+xml")]) == 2
+    assert len([i for i in page.images if (i["src"] or "").startswith("data:image/jpeg")]) == 2 * 5 * 5
+    captions = page.texts["h3"]
+    assert [re.findall(r"p\d", c)[0] for c in captions[:5]] == ["p6", "p5", "p4", "p3", "p1"]
+    assert [re.findall(r"p\d", c)[0] for c in captions[5:]] == ["p2", "p0", "p1", "p3", "p4"]
+    assert 'src="http' not in text and 'href="http' not in text, "the page must stand alone"
+    write_report(path, report)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def test_crops_lie_where_the_picture_changed_most() -> None:
+    change = torch.zeros(64, 80)
+    change[40:48, 56:64] = 1
+    assert strongest_window(change, 16) == (32, 48) or strongest_window(change, 16) == (40, 56)
+    collect = CropCollector()
+    target = torch.zeros(3, 400, 500)
+    final = target.clone()
+    final[:, 300:310, 400:410] = 1
+    collect(pair("a"), {"blurred": target, "final": final}, target)
+    crop: Tensor = collect.crops["a"]["final"]
+    assert crop.shape == (160, 160, 3) and int((crop == 255).sum()) == 300
+
+
+def test_the_command_writes_a_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for i in range(2):
+        for kind in ("blur", "sharp"):
+            save_image(tmp_path / "data" / kind / f"{i}.png", torch.rand(3, 40, 48, generator=generator))
+    masks = tmp_path / "masks"
+    save_image(masks / "a.png", torch.rand(3, 40, 48, generator=generator))
+    save_image(masks / "m.png", (torch.arange(48) < 20).float().expand(3, 40, 48))
+    (masks / "manifest.csv").write_text("image,mask\nmasks/a.png,masks/m.png\n")
+    (tmp_path / "data" / "photos.csv").write_text("file\nsharp/0.png\n")
+    target = tmp_path / "report.html"
+    command = ["evaluate", str(tmp_path / "data"), "--model", str(tiny_checkpoint), "--report", str(target)]
+    rows = ["--rows", "unsharp,wiener,richardson-lucy,default,steps-1,steps-2,mean-2,map-zeroed"]
+    extra = ["--sharp", str(tmp_path / "data" / "photos.csv"), "--masks", str(masks)]
+    assert main([*command, *rows, *extra]) == 0
+    page = Page(target.read_text(encoding="utf-8"))
+    headings = page.texts["h2"]
+    assert "Do the samples differ where they are wrong?" in headings and "Defocus maps" in headings
+    assert "Sharp photographs, which should stay as they are" in headings
+    assert {"blurred", "richardson-lucy", "mean-2", "estimator", "all white"} <= set(
+        page.texts["td"] + page.texts["th"]
+    )
+
+
+def test_senseless_data_is_refused_before_the_work(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind in ("blur", "sharp"):
+        save_image(tmp_path / "data" / kind / "0.png", torch.rand(3, 40, 48))
+    command = [
+        "evaluate",
+        str(tmp_path / "data"),
+        "--model",
+        str(tiny_checkpoint),
+        "--report",
+        str(tmp_path / "r.html"),
+    ]
+    assert main([*command, "--masks", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
