@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from . import host, layout
 from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input
+
+if TYPE_CHECKING:
+    from ..rddm_core.diffusion import Schedule
 
 
 class RDDMSampler(io.ComfyNode):
@@ -130,7 +133,7 @@ class RDDMSampler(io.ComfyNode):
         samples: int,
         tiling: dict[str, Any],
         noise: host.Noise | None = None,
-        schedule: str = "uniform",
+        schedule: Schedule = "uniform",
         batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Sample, with progress and a preview for every step."""

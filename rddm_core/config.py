@@ -1,4 +1,4 @@
-"""Configurations of the networks and of the diffusion, and the two presets `lite` and `paper`."""
+"""Configurations of the networks and of the diffusion, the presets `lite` and `paper`, and `nafnet`, a yardstick."""
 
 from __future__ import annotations
 
@@ -133,13 +133,34 @@ def paper() -> RDDMConfig:
     )
 
 
+def nafnet() -> RDDMConfig:
+    """A plain NAFNet U-Net (Chen et al. 2022) in p's place, as deep as `lite`'s denoiser, to compare with: regression
+    from picture to picture (`regression.py`). The other networks are there in a small size, and of no use."""
+    depthwise: tuple[Mixer, ...] = ("depthwise",) * 5
+    return RDDMConfig(
+        name="nafnet",
+        estimator=EstimatorConfig(hidden_sizes=(8, 16, 16, 16), heads=(1, 2, 2, 2), depths=(1,) * 4, decoder_width=16),
+        guidance=GuidanceConfig(width=8, reduction=2),
+        pre_deblur=PreDeblurConfig(
+            unshuffle=4, widths=(64, 96, 160, 224, 256), blocks=(1, 2, 2, 2, 2), mixers=depthwise
+        ),
+        denoiser=DenoiserConfig(
+            widths=(16,) * 4,
+            encoder_blocks=(1,) * 4,
+            middle_width=16,
+            middle_blocks=1,
+            decoder_mixers=depthwise[:4],
+            time_width=16,
+        ),
+    )
+
+
 def preset(name: str) -> RDDMConfig:
-    """`lite` or `paper` by name; ValueError for any other."""
-    if name == "lite":
-        return lite()
-    if name == "paper":
-        return paper()
-    raise ValueError(f"unknown preset {name!r}: choose 'lite' or 'paper'")
+    """`lite`, `paper` or `nafnet` by name; ValueError for any other."""
+    presets = {"lite": lite, "paper": paper, "nafnet": nafnet}
+    if name not in presets:
+        raise ValueError(f"unknown preset {name!r}: choose {', '.join(map(repr, presets))}")
+    return presets[name]()
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

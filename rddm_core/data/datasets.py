@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..images import FORMAT_OF_EXTENSION
-from .sources import MaskedPhoto, PhotoPair, photo_pairs
+from .sources import MaskedPhoto, PhotoPair, masked_photos, photo_pairs
 
 MANIFEST = "manifest"
 """Layout name of a folder with a manifest.csv (columns blur, sharp, split)."""
@@ -63,6 +63,11 @@ def dataset_pairs(root: Path, split: str, layout: str = MANIFEST) -> list[PhotoP
     if split not in parts:
         raise DatasetError(f"{root} has no part {split!r}; it has: {', '.join(parts)}")
     return parts[split]
+
+
+def dataset_masks(root: Path, split: str) -> list[MaskedPhoto]:
+    """Photographs with masks of one part: of a manifest, where `root` has one, else of CUHK."""
+    return masked_photos(root, split) if (root / "manifest.csv").is_file() else cuhk_photos(root, split)
 
 
 # ---------------------------------------------------------------- layouts

@@ -36,6 +36,12 @@ class MixtureConfig:
     jpeg: float = 0.5
     sharpening: float = 0.0
     """Share of samples whose pictures, both, are sharpened as cameras do."""
+    rescale: float = 0.65
+    """Share of the photographs that are resized by a random factor before the crop is cut."""
+    tone: float = 0.5
+    """Share of samples with another exposure, tone curve and white balance, the same for both pictures."""
+    channels: float = 0.3
+    """Share of samples whose colour channels are permuted."""
     known_map: float = 0.25
     """Share of the samples with a true map that ask for it instead of an estimate, so that painted maps have effect."""
     seed: int = 0
@@ -111,7 +117,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
         if estimate is not None:
             planes = np.concatenate((planes, estimate))
-        planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
+        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3), config.crop, rng)
         blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)
         if estimate is None:
             defocus, known = torch.zeros(1, config.crop, config.crop), 0.0
@@ -119,18 +125,18 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
             defocus, known, at_hand = torch.from_numpy(planes[6:].astype(np.float32) / 255), 1.0, True
     elif kind == 2:
         photo = sources.sharp[rng.integers(len(sources.sharp))]
-        planes = _random_window(_random_scale(_planes(photo.path), config.crop, rng, 0.5, 1.0), config.crop, rng)
+        planes = _random_window(_random_scale(_planes(photo.path), config, rng, 0.5, 1.0), config.crop, rng)
         blurred = sharp = planes.astype(np.float32)
         defocus, known = torch.zeros(1, config.crop, config.crop), 1.0
     else:
         masked = sources.masked[rng.integers(len(sources.masked))]
         planes = np.concatenate((_planes(masked.image), read_grey(masked.mask)[None]))
-        planes = _random_window(_random_scale(planes, config.crop, rng, 0.6, 1.3), config.crop, rng)
+        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3), config.crop, rng)
         blurred = sharp = planes[:3].astype(np.float32)
         defocus, known = torch.from_numpy(planes[3:].astype(np.float32) / 255).round(), 1.0
     if config.sharpening and rng.random() < config.sharpening:
         blurred, sharp = _sharpen(blurred, sharp, rng)
-    blurred, sharp = _tone(blurred / 255, sharp / 255, rng)
+    blurred, sharp = _tone(blurred / 255, sharp / 255, config, rng)
     blurred = _sensor(blurred, config, rng)
     stacked = torch.cat((torch.from_numpy(blurred), torch.from_numpy(sharp), defocus))
     stacked = _dihedral(stacked, int(rng.integers(8)))
@@ -148,10 +154,13 @@ def _planes(path: Path) -> np.ndarray:
     return np.ascontiguousarray(read_rgb(path).transpose(2, 0, 1))
 
 
-def _random_scale(planes: np.ndarray, crop: int, rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+def _random_scale(
+    planes: np.ndarray, config: MixtureConfig, rng: np.random.Generator, low: float, high: float
+) -> np.ndarray:
     """Resize [C, H, W] by a random factor; never below what a crop needs."""
+    crop = config.crop
     smallest = (crop + 1) / min(planes.shape[1:])
-    scale = 1.0 if rng.random() < 0.35 else float(rng.uniform(low, high))
+    scale = 1.0 if rng.random() < 1 - config.rescale else float(rng.uniform(low, high))
     scale = max(scale, smallest)
     if scale == 1.0:
         return planes
@@ -168,13 +177,15 @@ def _random_window(planes: np.ndarray, size: int, rng: np.random.Generator) -> n
     return planes[:, top : top + size, left : left + size]
 
 
-def _tone(blurred: np.ndarray, sharp: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _tone(
+    blurred: np.ndarray, sharp: np.ndarray, config: MixtureConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """One random exposure, tone curve and white balance for both pictures."""
-    if rng.random() < 0.5:
+    if rng.random() < config.tone:
         gamma = float(np.exp(rng.normal(0, 0.2)))
         gain = (rng.uniform(0.75, 1.1) * np.exp(rng.normal(0, 0.06, 3))).astype(np.float32)[:, None, None]
         blurred, sharp = (np.clip(gain * np.power(x, gamma, dtype=np.float32), 0, 1) for x in (blurred, sharp))
-    if rng.random() < 0.3:
+    if rng.random() < config.channels:
         order = rng.permutation(3)
         blurred, sharp = blurred[order], sharp[order]
     return blurred, sharp

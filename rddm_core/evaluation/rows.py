@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError, load_checkpoint, read_info
 from ..networks.model import RDDM
-from ..pipeline import MAX_TRAINED_RADIUS, DeblurResult, DeblurSettings, deblur, estimate_defocus_map, pre_deblur
+from ..pipeline import MAX_TRAINED_RADIUS, DeblurResult, DeblurSettings, deblur, estimate_defocus_map
+from ..regression import is_regression, regress
 from .evaluate import Method
 
 DEFAULT_ROWS = ("pre-deblurred", "final")
@@ -74,7 +75,7 @@ def peer_method(name: str, path: Path, device: torch.device | str = "cpu") -> Me
     Raises RowError for a file that neither can use.
     """
     try:
-        stage = read_info(path).provenance.get("recipe", {}).get("stage")
+        regression = is_regression(read_info(path).provenance)
     except CheckpointError as error:
         if not path.is_file():
             raise RowError(str(error)) from error
@@ -82,10 +83,7 @@ def peer_method(name: str, path: Path, device: torch.device | str = "cpu") -> Me
     model = load_checkpoint(path, device=device)
 
     def restore(blurred: Tensor) -> dict[str, Tensor]:
-        if stage == "regression":
-            without_map = torch.zeros_like(blurred[None, :1])
-            return {name: pre_deblur(model, blurred[None], without_map)[0].clamp(0, 1)}
-        return {name: deblur(model, blurred[None]).image[0]}
+        return {name: regress(model, blurred[None])[0] if regression else deblur(model, blurred[None]).image[0]}
 
     return restore
 

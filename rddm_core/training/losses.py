@@ -1,4 +1,4 @@
-"""The two training objectives."""
+"""The training objectives."""
 
 from __future__ import annotations
 
@@ -67,7 +67,20 @@ def joint_loss(
     condition = model.denoiser.encode_condition(pre_deblurred, defocus_map)
     x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])
     error = residual - model.denoiser(x_t, t, condition, guidance)
-    spectrum = torch.view_as_real(torch.fft.rfft2(error.float(), norm="ortho"))
-    parts = {"residual": error, "anchor": residual, "spectrum": spectrum}
+    return _means({"residual": error, "anchor": residual, "spectrum": _spectrum(error)}, weights)
+
+
+def regression_loss(model: RDDM, blurred: Tensor, sharp: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Of the network in p's place without a map: `residual` |I - p(I_b)|_1 and `spectrum`, as in `joint_loss`."""
+    error = sharp - model.pre_deblur(blurred, torch.zeros_like(blurred[:, :1]))
+    return _means({"residual": error, "spectrum": _spectrum(error)}, weights)
+
+
+def _spectrum(error: Tensor) -> Tensor:
+    return torch.view_as_real(torch.fft.rfft2(error.float(), norm="ortho"))
+
+
+def _means(parts: dict[str, Tensor], weights: Tensor | None) -> dict[str, Tensor]:
+    """L1 norm of every part [B, ...] over its elements, and the mean over the batch by `weights` [B]."""
     means = {name: part.abs().flatten(1).mean(dim=1) for name, part in parts.items()}
     return {name: (mean if weights is None else weights * mean).mean() for name, mean in means.items()}

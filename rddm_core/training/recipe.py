@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..config import dataclass_from_dict
+from ..data.datasets import MANIFEST
 from ..data.stream import MixtureConfig
 from ..data.synthetic import RenderConfig
 
@@ -21,7 +22,12 @@ class DataConfig:
     sharp: str = "sharp"
     segments: str = "depth/bsds_segments"
     pairs: str = "real_pairs"
+    layout: str = MANIFEST
+    """Of `pairs`: manifest, or a public data set by its name in data/datasets.py."""
+    leave_out: str = ""
+    """A collection of real pairs (what stands before the slash of their scene) not to be trained on, but tested."""
     masks: str = "defocus_masks"
+    """A folder with a manifest, or CUHK's."""
     pack: str = "pack"
     """Folder of rendered samples, relative to the folder of all runs."""
     pack_count: int = 16000
@@ -41,12 +47,13 @@ class DataConfig:
 class Recipe:
     """One stage of training.
 
-    stage: `estimator` trains g by BCE; `joint` trains p, f and the guidance convolutions by Eq. 12 with g frozen.
+    stage: `estimator` trains g by BCE; `joint` trains p, f and the guidance convolutions by Eq. 12 with g frozen;
+    `regression` trains the network in p's place alone, from picture to picture without a map: the yardstick.
     """
 
     name: str
-    stage: Literal["estimator", "joint"]
-    preset: Literal["lite", "paper"] = "lite"
+    stage: Literal["estimator", "joint", "regression"]
+    preset: Literal["lite", "paper", "nafnet"] = "lite"
     start_from: str = ""
     """Checkpoint whose networks this stage starts from: a file, or the name of another run."""
     rebuild: bool = False

@@ -18,16 +18,8 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..config import preset
-from ..data.sources import (
-    DepthPhoto,
-    PhotoPair,
-    depth_photos,
-    focal_stack_depths,
-    masked_photos,
-    photo_pairs,
-    read_rgb,
-    sharp_photos,
-)
+from ..data.datasets import dataset_masks, dataset_pairs
+from ..data.sources import DepthPhoto, PhotoPair, depth_photos, focal_stack_depths, read_rgb, sharp_photos
 from ..data.stream import Sample, Sources, TrainingStream
 from ..data.synthetic import RenderedPack
 from ..diffusion import make_alpha_bars
@@ -36,9 +28,16 @@ from ..networks.guidance import load_backbone_weights
 from ..networks.model import RDDM
 from ..pipeline import estimate_defocus_map
 from .logs import RunLog
-from .losses import estimate_training_map, estimator_loss, joint_loss, sample_timesteps, sample_weights
+from .losses import (
+    estimate_training_map,
+    estimator_loss,
+    joint_loss,
+    regression_loss,
+    sample_timesteps,
+    sample_weights,
+)
 from .recipe import Recipe, load_recipe, runs_folder
-from .validate import to_tensor, validate_estimator, validate_joint
+from .validate import to_tensor, validate_estimator, validate_joint, validate_regression
 
 WEIGHTS_LICENCE = (
     "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
@@ -61,13 +60,16 @@ class Objective(nn.Module):
         blurred = batch["blurred"].contiguous(memory_format=torch.channels_last)
         if self.recipe.stage == "estimator":
             return {"loss": estimator_loss(self.model.estimator(blurred), batch["map"])}
+        recipe, sharp = self.recipe, batch["sharp"]
+        weights = sample_weights(blurred, sharp, recipe.balance_floor) if recipe.balance_floor else None
+        if recipe.stage == "regression":
+            losses = regression_loss(self.model, blurred, sharp, weights)
+            return {"loss": losses["residual"] + recipe.spectrum * losses["spectrum"], **losses}
         t, noise = self._noise(batch)
         defocus_map, unknown = batch["map"].clone(), batch["map_known"][:, 0] == 0
         if bool(unknown.any()):
             scale = MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
             defocus_map[unknown] = estimate_training_map(self.model, blurred[unknown], scale)
-        recipe, sharp = self.recipe, batch["sharp"]
-        weights = sample_weights(blurred, sharp, recipe.balance_floor) if recipe.balance_floor else None
         losses = joint_loss(self.model, blurred, sharp, defocus_map, t, noise, self.alpha_bars.to(t.device), weights)
         loss = losses["residual"] + recipe.anchor * losses["anchor"] + recipe.spectrum * losses["spectrum"]
         return {"loss": loss, **losses}
@@ -177,11 +179,13 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     def validate() -> float:
         with average.applied(), accelerator.autocast():
             model.eval()
-            score, figures = (
-                validate_estimator(model, recipe, sources)
-                if recipe.stage == "estimator"
-                else validate_joint(model, recipe, folder / "sheets" / f"{step:07d}.jpg")
-            )
+            sheet = folder / "sheets" / f"{step:07d}.jpg"
+            if recipe.stage == "estimator":
+                score, figures = validate_estimator(model, recipe, sources)
+            elif recipe.stage == "joint":
+                score, figures = validate_joint(model, recipe, sheet)
+            else:
+                score, figures = validate_regression(model, recipe, sheet)
             provenance = describe(recipe, step, seconds, figures)
             if accelerator.is_main_process:
                 save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
@@ -287,6 +291,8 @@ def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
         parts.append(model.pre_deblur)
     if recipe.stage == "estimator":
         parts = [model.estimator]
+    elif recipe.stage == "regression":
+        parts = [model.pre_deblur]
     for part in parts:
         part.requires_grad_(True)
     return [p for p in model.parameters() if p.requires_grad]
@@ -307,13 +313,24 @@ def open_sources(recipe: Recipe) -> Sources:
     if data.depth:
         depths = depth_photos(root / data.depth)
         depths += focal_stack_depths(root / data.pairs, "train") if data.pairs else []
+    pairs = dataset_pairs(root / data.pairs, "train", data.layout) if data.pairs else []
+    if data.leave_out:
+        pairs = leave_out(pairs, data.leave_out)
     pack = RenderedPack(runs_folder() / data.pack, sharp, data.render, data.pack_count, depths) if sharp else None
     return Sources(
         pack=pack,
-        pairs=photo_pairs(root / data.pairs, "train") if data.pairs else [],
+        pairs=pairs,
         sharp=[p for p in sharp if p.texture > 0.5],
-        masked=masked_photos(root / data.masks, "train") if data.masks else [],
+        masked=dataset_masks(root / data.masks, "train") if data.masks else [],
     )
+
+
+def leave_out(pairs: list[PhotoPair], collection: str) -> list[PhotoPair]:
+    """The pairs of other collections; ValueError where there are none of `collection`."""
+    collections = [pair.scene.split("/")[0] for pair in pairs]
+    if collection not in collections:
+        raise ValueError(f"no training pairs of {collection!r} to leave out; there are {sorted(set(collections))}")
+    return [pair for pair, name in zip(pairs, collections, strict=True) if name != collection]
 
 
 def measure_residual_scale(model: RDDM, sources: Sources, recipe: Recipe, samples: int = 96) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.sources import masked_photos, photo_pairs, read_grey, read_rgb
+from ..data.datasets import dataset_masks, dataset_pairs
+from ..data.sources import read_grey, read_rgb
 from ..data.stream import Sources
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
 from ..pipeline import estimate_defocus_map, pre_deblur, sample_residual
+from ..regression import regress
 from .recipe import Recipe
 
 MASK_THRESHOLD = 0.5
@@ -32,27 +35,56 @@ def validate_joint(
 
     Returns (mean gain with one step, all figures).
     """
-    pairs = photo_pairs(recipe.data.resolved_root() / recipe.data.pairs, "dev")
-    gains: dict[str, list[float]] = {"pre": [], **{f"steps{n}": [] for n in steps}}
+
+    def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        defocus_map = estimate_defocus_map(model, image)
+        guess = pre_deblur(model, image, defocus_map)
+        results = {"pre": guess}
+        for n in steps:
+            results[f"steps{n}"] = guess + sample_residual(model, guess, defocus_map, seed=0, steps=n)[:, 0]
+        return results, (defocus_map.expand_as(image), guess, results[f"steps{steps[-1]}"])
+
+    figures = validate_pairs(recipe, sheet, restore)
+    return figures["steps1_mean"], figures
+
+
+def validate_regression(model: RDDM, recipe: Recipe, sheet: Path) -> tuple[float, dict[str, float]]:
+    """PSNR gain over the blurred input on dev pairs by the network in p's place; a sample sheet.
+
+    Returns (mean gain, all figures).
+    """
+
+    def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        restored = regress(model, image)
+        return {"regression": restored}, (restored,)
+
+    figures = validate_pairs(recipe, sheet, restore)
+    return figures["regression_mean"], figures
+
+
+def validate_pairs(
+    recipe: Recipe, sheet: Path, restore: Callable[[Tensor], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
+) -> dict[str, float]:
+    """Mean and worst PSNR gain of every named picture that `restore` makes of [1, 3, H, W], over the dev pairs.
+
+    `restore` also returns what the sample sheet shows between input and target.
+    """
+    pairs = dataset_pairs(recipe.data.resolved_root() / recipe.data.pairs, "dev", recipe.data.layout)
+    gains: dict[str, list[float]] = {}
     strips = []
     for i, pair in enumerate(pairs):
         image, target = to_tensor(read_rgb(pair.blurred)), to_tensor(read_rgb(pair.sharp))
         before = psnr_8bit(image[0], target[0])
-        defocus_map = estimate_defocus_map(model, image)
-        guess = pre_deblur(model, image, defocus_map)
-        gains["pre"].append(psnr_8bit(guess[0], target[0]) - before)
-        for n in steps:
-            result = guess + sample_residual(model, guess, defocus_map, seed=0, steps=n)[:, 0]
-            gains[f"steps{n}"].append(psnr_8bit(result[0], target[0]) - before)
+        results, shown = restore(image)
+        for name, result in results.items():
+            gains.setdefault(name, []).append(psnr_8bit(result[0], target[0]) - before)
         if i % max(1, len(pairs) // 5) == 0:
-            row = (image, defocus_map.expand_as(image), guess, result, target)
-            strips.append(torch.cat([centre(x.clamp(0, 1)) for x in row], dim=3))
+            strips.append(torch.cat([centre(x.clamp(0, 1)) for x in (image, *shown, target)], dim=3))
     sheet.parent.mkdir(parents=True, exist_ok=True)
     grid = (torch.cat(strips, dim=2)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     Image.fromarray(grid).save(sheet, quality=92)
     figures = {f"{key}_mean": float(np.mean(values)) for key, values in gains.items()}
-    figures |= {f"{key}_worst": float(np.min(values)) for key, values in gains.items()}
-    return figures["steps1_mean"], figures
+    return figures | {f"{key}_worst": float(np.min(values)) for key, values in gains.items()}
 
 
 def centre(x: Tensor, size: int = 320) -> Tensor:
@@ -68,7 +100,7 @@ def validate_estimator(model: RDDM, recipe: Recipe, sources: Sources) -> tuple[f
 
     Returns (mean IoU, all figures).
     """
-    masked = masked_photos(recipe.data.resolved_root() / recipe.data.masks, "dev")
+    masked = dataset_masks(recipe.data.resolved_root() / recipe.data.masks, "dev")
     intersection, union, errors = torch.zeros(2), torch.zeros(2), []
     for photo in masked:
         truth = torch.from_numpy(read_grey(photo.mask)) > 127

@@ -1,0 +1,26 @@
+"""The yardstick of the diffusion: a plain network of NAFBlocks that regresses the sharp picture from the blurred one.
+
+It stands in p's place of a checkpoint (preset `nafnet`, training stage `regression`), so that training, storing,
+tiling and measuring are those of the method itself. Unlike NAFNet's, its channel attention pools over cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .networks.model import RDDM
+from .pipeline import pre_deblur
+
+
+def is_regression(provenance: dict[str, Any]) -> bool:
+    """Whether a checkpoint with this provenance holds such a network."""
+    recipe = provenance.get("recipe")
+    return isinstance(recipe, dict) and recipe.get("stage") == "regression"
+
+
+def regress(model: RDDM, image: Tensor) -> Tensor:
+    """image [B, 3, H, W] -> restored [B, 3, H, W], both in 0..1; no map, no diffusion."""
+    return pre_deblur(model, image, torch.zeros_like(image[:, :1])).clamp(0, 1)
