@@ -106,7 +106,7 @@ class MockHost:
 
     async def view(self, request: web.Request) -> web.StreamResponse:
         """A picture of the test's folder, or one of its channels as the mask editor wants them."""
-        name = request.query["filename"].removesuffix(" [temp]").removesuffix(" [input]")  # as LoadImage notes the folder
+        name = request.query["filename"].removesuffix(" [temp]").removesuffix(" [input]")  # as LoadImage writes it
         path = self.files / Path(name).name
         return web.FileResponse(path) if path.is_file() else web.Response(status=404)
 
