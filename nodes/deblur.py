@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .types import CATEGORY, RDDMModel, batch_noise_input
+from .types import CATEGORY, RDDMModel, batch_noise_input, map_output, mask_input, steps_input, strength_input
 
 
 class RDDMDeblur(io.ComfyNode):
@@ -35,11 +35,7 @@ class RDDMDeblur(io.ComfyNode):
                     tooltip="The defocus map: 0 in focus, 1 out of focus. From RDDM Defocus Map, or painted by hand. "
                     "Without one it is estimated here.",
                 ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Where to apply the change: 1 = fully, 0 = not at all. Without one, everywhere.",
-                ),
+                mask_input(),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -48,21 +44,8 @@ class RDDMDeblur(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Of the noise. The same seed gives the same picture.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1300,
-                    tooltip="Steps of the diffusion; 0 = what the checkpoint recommends, otherwise 1 to 4 are usual.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Share of the change: 0 = the original, 1 = the full result, more exaggerates.",
-                ),
+                steps_input(),
+                strength_input(),
                 io.DynamicCombo.Input(
                     "working_size",
                     options=[
@@ -89,9 +72,7 @@ class RDDMDeblur(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(id="image", display_name="image", tooltip="The deblurred photograph."),
-                io.Mask.Output(
-                    id="map", display_name="map", tooltip="The defocus map, soft from 0 (in focus) to 1 (out of focus)."
-                ),
+                map_output(),
             ],
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import host, layout
 from .colours import coloured
-from .types import CATEGORY, RDDMModel
+from .types import CATEGORY, RDDMModel, coloured_map_output, map_output
 
 
 class RDDMDefocusMap(io.ComfyNode):
@@ -28,16 +28,7 @@ class RDDMDefocusMap(io.ComfyNode):
                 RDDMModel.Input("model", tooltip="From Load RDDM Model."),
                 io.Image.Input("image", tooltip="The blurred photograph, or a batch of them."),
             ],
-            outputs=[
-                io.Mask.Output(
-                    id="map", display_name="map", tooltip="The defocus map, soft from 0 (in focus) to 1 (out of focus)."
-                ),
-                io.Image.Output(
-                    id="coloured",
-                    display_name="coloured",
-                    tooltip="The map in colours, dark where in focus and bright where not, above a scale.",
-                ),
-            ],
+            outputs=[map_output(), coloured_map_output()],
         )
 
     @classmethod

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import host, layout
 from .colours import coloured
-from .types import CATEGORY
+from .types import CATEGORY, coloured_map_output, map_output
 
 
 class RDDMEdgeDefocusMap(io.ComfyNode):
@@ -24,16 +24,7 @@ class RDDMEdgeDefocusMap(io.ComfyNode):
             "(Zhuo and Sim 2011). Needs no model; RDDM Defocus Map is the learned one.",
             search_aliases=["blur map", "focus mask", "defocus", "out of focus", "Zhuo Sim", "classical"],
             inputs=[io.Image.Input("image", tooltip="The blurred photograph, or a batch of them.")],
-            outputs=[
-                io.Mask.Output(
-                    id="map", display_name="map", tooltip="The defocus map, soft from 0 (in focus) to 1 (out of focus)."
-                ),
-                io.Image.Output(
-                    id="coloured",
-                    display_name="coloured",
-                    tooltip="The map in colours, dark where in focus and bright where not, above a scale.",
-                ),
-            ],
+            outputs=[map_output(), coloured_map_output()],
         )
 
     @classmethod

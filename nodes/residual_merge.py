@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .types import CATEGORY, RDDMResidual
+from .types import CATEGORY, RDDMResidual, mask_input, strength_input
 
 
 class RDDMResidualMerge(io.ComfyNode):
@@ -31,19 +31,8 @@ class RDDMResidualMerge(io.ComfyNode):
                 io.Mask.Input(
                     "map", optional=True, tooltip="The defocus map. Only read if protect_sharp is more than 0."
                 ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Where to apply the change: 1 = fully, 0 = not at all. Without one, everywhere.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Share of the change: 0 = the original, 1 = the full result, more exaggerates.",
-                ),
+                mask_input(),
+                strength_input(),
                 io.Float.Input(
                     "protect_sharp",
                     default=0.0,

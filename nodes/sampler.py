@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input
+from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input, steps_input
 
 
 class RDDMSampler(io.ComfyNode):
@@ -43,13 +43,7 @@ class RDDMSampler(io.ComfyNode):
                     tooltip="Of the noise. The same seed gives the same picture. batch_noise says what it means for "
                     "a batch.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1300,
-                    tooltip="Steps of the diffusion; 0 = what the checkpoint recommends, otherwise 1 to 4 are usual.",
-                ),
+                steps_input(),
                 io.Float.Input(
                     "eta",
                     default=0.0,

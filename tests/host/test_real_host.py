@@ -20,22 +20,7 @@ from rddm_core.checkpoint import load_checkpoint
 
 from .graphs import chain, to_prompt
 
-NODES = [
-    "RDDMModelLoader",
-    "RDDMExamplePhoto",
-    "RDDMDefocusMap",
-    "RDDMEdgeDefocusMap",
-    "RDDMPreDeblur",
-    "RDDMSampler",
-    "RDDMResidualMerge",
-    "RDDMResidualStatistics",
-    "RDDMResidualPreview",
-    "RDDMDeblur",
-    "RDDMDeconvolve",
-    "RDDMRenderDefocus",
-    "RDDMCompare",
-    "RDDMImageQuality",
-]
+NODES = list(json.loads((ROOT / "tests/golden/object_info.json").read_text(encoding="utf-8")))
 TINY = "tiny.safetensors"
 STEP = 1 / 255
 
