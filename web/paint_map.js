@@ -18,6 +18,8 @@ const TITLE = "Corrected map";
 /** Output of Load Image that is its mask. */
 const MASK_SLOT = 1;
 const GAP = 40;
+/** Milliseconds between two looks at whether the editor has saved. */
+const WATCH = 300;
 
 /** @param {LGraphNode} node */
 function addButton(node) {
@@ -63,18 +65,15 @@ function addLoader(node, file) {
   if (!loader || !image || !node.graph) return undefined;
   loader.pos = [node.pos[0], node.pos[1] + node.size[1] + 2 * GAP];
   node.graph.add(loader);
-  const callback = image.callback;
-  let connected = false;
-  image.callback = (value, ...rest) => {
-    const result = callback?.call(image, value, ...rest);
-    if (connected || value !== image.value || value === estimated) return result;
-    connected = true; // the editor has saved: from now on the painted map counts
-    moveLinks(node, loader);
-    return result;
-  };
   const estimated = `${file.subfolder ? `${file.subfolder}/` : ""}${file.filename} [${file.type}]`;
   image.value = estimated;
-  image.callback(estimated);
+  image.callback?.(estimated);
+  // The mask editor calls nothing when it saves: it only sets the value. From then on the painted map counts.
+  const timer = setInterval(() => {
+    if (loader.graph && image.value === estimated) return;
+    clearInterval(timer);
+    if (loader.graph) moveLinks(node, loader);
+  }, WATCH);
   return loader;
 }
 

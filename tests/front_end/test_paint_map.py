@@ -99,3 +99,19 @@ def test_the_mask_editor_opens_with_the_estimated_map(page: FrontEnd, mock_host:
     assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"  # only opened: nothing has changed yet
     assert "rddm" not in " ".join(page.errors).lower()
     page.page.locator("[role=dialog] button", has_text="Cancel").click()
+
+
+def test_what_was_saved_in_the_editor_takes_the_place_of_the_map(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save = page.page.locator("[role=dialog] button", has_text="Save")
+    save.wait_for(timeout=20_000)
+    page.pause(1000)  # its canvases are filled
+    save.click()
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    assert page.page.evaluate(f"() => {NODES}.length") == 3
+    _, prompt = page.graph()
+    (target,) = [node for node in prompt.values() if node["class_type"] == "MaskPreview"]
+    loader = prompt[target["inputs"]["mask"][0]]
+    assert loader["class_type"] == "LoadImage" and "painted" in loader["inputs"]["image"]
+    assert mock_host.uploads
