@@ -5,6 +5,7 @@ Written against ComfyUI 0.33.0; what it uses is there since 0.19.0.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -127,9 +128,10 @@ def memory_required(config: RDDMConfig, height: int, width: int) -> int:
 def run_in_tiles(
     patcher: ModelPatcher, size: tuple[int, int], tile: int | None, stage: Callable[[RDDM, int | None], T]
 ) -> T:
-    """`stage(networks, tile)` for a picture of that size; where memory runs out, again with tiles of half the side.
+    """`stage(networks, tile)` for a picture of that size; where memory runs out, again with tiles of half the side,
+    and where tiles of MIN_TILE do not fit either, on the CPU.
 
-    Raises the host's out-of-memory error when even tiles of MIN_TILE do not fit.
+    Raises the host's out-of-memory error where the CPU's memory was the one that ran out.
     """
     height, width = size
     while True:
@@ -138,11 +140,19 @@ def run_in_tiles(
             return stage(ready(patcher, min(height, limit), min(width, limit)), tile)
         except Exception as error:
             model_management.raise_non_oom(error)
-            tile = min(limit, max(size)) // 2
-            if tile < MIN_TILE:
+            smaller = min(limit, max(size)) // 2
+            if smaller >= MIN_TILE:
+                tile = smaller
+                logger.warning("RDDM: out of memory, starting again with tiles of %d pixels", tile)
+            elif model_management.is_device_cpu(patcher.load_device):
                 raise
-            logger.warning("RDDM: out of memory, starting again with tiles of %d pixels", tile)
+            else:
+                logger.warning("RDDM: not even tiles of %d pixels fit on %s: on the CPU", tile, patcher.load_device)
+                break
         model_management.soft_empty_cache()
+    model_management.soft_empty_cache()
+    # A copy: what the host has placed on the device stays in its care. In fp32, which CPUs are faster in than in fp16.
+    return stage(copy.deepcopy(patcher.model).to("cpu", torch.float32), tile)
 
 
 def to_intermediate(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -199,6 +199,31 @@ def test_below_the_smallest_tile_the_error_stands(sample: Callable[..., Any], li
     assert tried == [None, 150]
 
 
+def test_below_the_smallest_tile_a_gpu_gives_way_to_the_cpu(
+    sample: Callable[..., Any],
+    model: Any,
+    submodule: Submodule,
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    picture = torch.rand(1, 300, 300, 3, generator=torch.Generator().manual_seed(3))
+    wanted, _ = sample(pre_deblurred=picture, samples=1, tiling={"tiling": "manual", "tile": 150})
+    core = submodule("rddm_core.pipeline")
+    original = core.sample_residual
+
+    def run(networks: Any, *args: Any, **options: Any) -> Tensor:
+        if networks is model.model:
+            raise torch.OutOfMemoryError("out of memory")
+        assert {p.device.type for p in networks.parameters()} == {"cpu"}
+        return original(networks, *args, **options)
+
+    monkeypatch.setattr(core, "sample_residual", run)
+    monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
+    found, _ = sample(pre_deblurred=picture, samples=1)
+    assert torch.equal(found, wanted) and "on the CPU" in caplog.text
+
+
 def test_other_errors_are_not_tried_again(
     sample: Callable[..., Any], submodule: Submodule, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,11 @@ def load_models_gpu(models: list[Any], memory_required: float = 0, force_full_lo
             patcher.patch_model(patcher.load_device)
 
 
+def is_device_cpu(device: torch.device) -> bool:
+    """Whether it is one."""
+    return device.type == "cpu"
+
+
 def raise_non_oom(error: Exception) -> None:
     """Raise unless memory ran out."""
     if not isinstance(error, OOM_EXCEPTION):
