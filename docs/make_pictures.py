@@ -37,7 +37,7 @@ DOCS = ROOT / "docs"
 NEWCOMER = "newcomer"
 SCALE, ROOM = 0.85, 170
 """Of the graph on the screen; pixels left around it, for the bars of the front end."""
-WIDTH, QUALITY = 1200, 82
+WIDTH, QUALITY = 1000, 75
 
 BOUNDS = """() => {
   const boxes = [...app.graph.nodes, ...app.graph.groups].map(({ boundingRect: [x, y, w, h] }) => [x, y, x + w, y + h]);
