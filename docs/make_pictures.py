@@ -38,6 +38,8 @@ NEWCOMER = "newcomer"
 SCALE, ROOM = 0.85, 170
 """Of the graph on the screen; pixels left around it, for the bars of the front end."""
 WIDTH, QUALITY = 1000, 75
+DIVIDER = 0.25
+"""Place of the slider: across the subject of the example photograph `sign`."""
 
 BOUNDS = """() => {
   const boxes = [...app.graph.nodes, ...app.graph.groups].map(({ boundingRect: [x, y, w, h] }) => [x, y, x + w, y + h]);
@@ -115,6 +117,8 @@ def _workflow(front_end: FrontEnd, host: Host, path: Path) -> None:
         front_end.page.evaluate(PLACE, [60 - 2 * sliders[0], 60 - 2 * sliders[1], 2])
         front_end.pause(1000)
         frame = front_end.page.locator(".rddm-compare-frame").bounding_box()
+        front_end.page.mouse.click(frame["x"] + DIVIDER * frame["width"], frame["y"] + frame["height"] / 2)
+        front_end.pause(500)
         graph = _below(graph, _shot(front_end, frame))
     with atomic_target(path.with_suffix(".jpg")) as target:
         graph.save(target, "JPEG", quality=QUALITY, optimize=True)

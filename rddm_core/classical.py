@@ -237,9 +237,7 @@ def deconvolve(
         radius = (radius_from_map(item_map) * scale).clamp(0, max_radius)
         for tile in tiles:
             part, part_radius = cut(image[b : b + 1], tile), cut(radius, tile)
-            add_tile(
-                result[b : b + 1], _deconvolve_tile(part, part_radius, method, iterations, noise, callbacks), tile
-            )
+            add_tile(result[b : b + 1], _deconvolve_tile(part, part_radius, method, iterations, noise, callbacks), tile)
             callbacks.report(done := done + 1, total)
         result[b] = torch.where(radius[0] == 0, image[b], result[b].clamp(0, 1))
     return result

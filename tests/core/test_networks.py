@@ -272,7 +272,7 @@ class TestConfig:
             config_from_dict(values)
 
     def test_unknown_preset(self):
-        with pytest.raises(ValueError, match="'lite' or 'paper'"):
+        with pytest.raises(ValueError, match="'lite', 'paper'"):
             preset("large")
 
     def test_defaults_are_the_first_lite_preset(self):

@@ -76,7 +76,7 @@ def run(front_end: FrontEnd, mock_host: MockHost, name: str) -> None:
 
 def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
     page.page.evaluate(PRESS)
-    page.page.get_by_text("Run the workflow once").wait_for()
+    page.page.get_by_text("Run the workflow once").first.wait_for()
     assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"
     assert page.page.evaluate(f"() => {NODES}.length") == 2
     assert not page.errors
@@ -86,7 +86,7 @@ def test_a_map_that_is_gone_is_said_so(page: FrontEnd, mock_host: MockHost) -> N
     run(page, mock_host, "map.png")
     (mock_host.files / "map.png").unlink()
     page.page.evaluate(PRESS)
-    page.page.get_by_text("no longer on the server").wait_for(timeout=20_000)
+    page.page.get_by_text("no longer on the server").first.wait_for(timeout=20_000)
     assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"
     assert page.page.evaluate(f"() => {NODES}.length") == 2  # nothing is left behind
 

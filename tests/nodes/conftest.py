@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -116,7 +118,6 @@ def painted() -> Tensor:
 
 
 def run(coroutine: Any) -> Any:
-    """The result of a coroutine."""
-    import asyncio
-
-    return asyncio.run(coroutine)
+    """The result of a coroutine, in a thread of its own: the browser of other tests keeps a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
