@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Before any library reads them: nothing may be downloaded, and tiny tensors gain nothing from threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from chromium import chromium  # noqa: E402
 
 from rddm_core.checkpoint import save_checkpoint  # noqa: E402
 from rddm_core.config import EstimatorConfig, RDDMConfig, lite  # noqa: E402
@@ -59,3 +62,10 @@ def tiny_checkpoint(tiny_config: RDDMConfig, tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     save_checkpoint(path, model, provenance={"data": "none", "steps": 0}, licence="none: random weights")
     return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, one for all tests: a process can drive only one at a time."""
+    with chromium() as running:
+        yield running

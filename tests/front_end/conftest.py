@@ -7,16 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import RENDERERS, FrontEnd, chromium
+from chromium import RENDERERS, FrontEnd
 
 from .mock_host import MockHost, serve
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium."""
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

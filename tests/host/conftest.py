@@ -10,10 +10,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from chromium import chromium
 from real_host import Host, running
 from upscaler import NAME, write_upscaler
 
@@ -44,10 +42,3 @@ def host(comfyui_path: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Tem
     paths.write_text(f"test:\n  base_path: {json.dumps(str(base / 'extra'))}\n  rddm: rddm\n", encoding="utf-8")
     with running(comfyui_path, base, "--extra-model-paths-config", str(paths)) as host:
         yield host
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium; skips where there is none."""
-    with chromium() as running:
-        yield running
