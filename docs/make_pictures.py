@@ -1,4 +1,4 @@
-"""Makes the pictures of the documentation anew: those of the example workflows, and a newcomer's first minute.
+"""Makes the pictures of the documentation anew: of the example workflows, of the nodes, of a newcomer's first minute.
 
     COMFYUI_PATH=/path/to/ComfyUI .venv/bin/python docs/make_pictures.py [--only NAME ...]
 
@@ -34,6 +34,7 @@ from rddm_core.files import atomic_target  # noqa: E402
 
 WORKFLOWS = ROOT / "example_workflows"
 DOCS = ROOT / "docs"
+HELP = ROOT / "web" / "docs"
 NEWCOMER = "newcomer"
 SCALE, ROOM = 0.85, 170
 """Of the graph on the screen; pixels left around it, for the bars of the front end."""
@@ -49,6 +50,8 @@ SLIDER = """() => {
   const slider = app.graph.nodes.find(({ type }) => type === "RDDMCompare");
   return slider ? [...slider.pos] : null;
 }"""
+NODES = """() => app.graph.nodes.filter(({ type }) => type.startsWith("RDDM"))
+  .map(({ type, boundingRect: [x, y, w, h] }) => [type, x, y, w, h])"""
 PLACE = """([x, y, scale]) => {
   const { left, top } = app.canvas.canvas.getBoundingClientRect();
   app.canvas.ds.scale = scale;
@@ -74,8 +77,9 @@ def main() -> None:
                 front_end.ready(nodes_2=False)
                 front_end.set("Comfy.Minimap.Visible", False)
                 front_end.set("Comfy.NodeBadge.NodeSourceBadgeMode", "None")
+                shown: set[str] = set()
                 for name in workflows:
-                    _workflow(front_end, host, WORKFLOWS / f"{name}.json")
+                    _workflow(front_end, host, WORKFLOWS / f"{name}.json", shown)
         if NEWCOMER in chosen:  # with the pictures made above, and on a host that nobody has visited yet
             with _host(Path(comfyui)) as host:
                 walk(host, lambda name, page: _save(page, DOCS / f"{NEWCOMER}-{name}.png"), browser)
@@ -92,8 +96,8 @@ def _host(comfyui: Path) -> Iterator[Host]:
             yield host
 
 
-def _workflow(front_end: FrontEnd, host: Host, path: Path) -> None:
-    """Run one and save its picture beside it."""
+def _workflow(front_end: FrontEnd, host: Host, path: Path, shown: set[str]) -> None:
+    """Run one and save its picture beside it, and for the help pages those of nodes that are not in `shown` yet."""
     front_end.page.evaluate("() => { app.nodeOutputs = {}; }")  # else nodes of the same number show the last pictures
     front_end.load(json.loads(path.read_text(encoding="utf-8")))
     left, top, right, bottom = front_end.page.evaluate(BOUNDS)
@@ -110,6 +114,12 @@ def _workflow(front_end: FrontEnd, host: Host, path: Path) -> None:
     front_end.pause(2500)
     clip = {"x": ROOM - 12, "y": ROOM - 12} | {side: length + 24 for side, length in size.items()}
     graph = _shot(front_end, clip)
+    for name, x, y, width, height in front_end.page.evaluate(NODES):
+        if name not in shown:
+            place = {"x": ROOM + (x - left) * SCALE, "y": ROOM + (y - top) * SCALE}
+            area = place | {"width": width * SCALE, "height": height * SCALE}
+            _save_jpeg(_shot(front_end, area, width=round(area["width"])), HELP / f"{name}.jpg")
+            shown.add(name)
     sliders = front_end.page.evaluate(SLIDER)
     if sliders:
         front_end.page.set_viewport_size({"width": 1600, "height": 1300})
@@ -120,16 +130,20 @@ def _workflow(front_end: FrontEnd, host: Host, path: Path) -> None:
         front_end.page.mouse.click(frame["x"] + DIVIDER * frame["width"], frame["y"] + frame["height"] / 2)
         front_end.pause(500)
         graph = _below(graph, _shot(front_end, frame))
-    with atomic_target(path.with_suffix(".jpg")) as target:
-        graph.save(target, "JPEG", quality=QUALITY, optimize=True)
-    print(path.with_suffix(".jpg").relative_to(ROOT), flush=True)
+    _save_jpeg(graph, path.with_suffix(".jpg"))
 
 
-def _shot(front_end: FrontEnd, clip: dict[str, Any] | None = None) -> Image.Image:
-    """What the page shows, `WIDTH` pixels wide."""
+def _save_jpeg(picture: Image.Image, path: Path) -> None:
+    with atomic_target(path) as target:
+        picture.save(target, "JPEG", quality=QUALITY, optimize=True)
+    print(path.relative_to(ROOT), flush=True)
+
+
+def _shot(front_end: FrontEnd, clip: dict[str, Any] | None = None, width: int = WIDTH) -> Image.Image:
+    """What the page shows, that many pixels wide."""
     with tempfile.TemporaryDirectory() as folder:
         shot = Image.open(front_end.shoot(Path(folder) / "shot.png", clip=clip)).convert("RGB")
-    return shot.resize((WIDTH, round(shot.height * WIDTH / shot.width)), Image.Resampling.LANCZOS)
+    return shot.resize((width, round(shot.height * width / shot.width)), Image.Resampling.LANCZOS)
 
 
 def _below(graph: Image.Image, slider: Image.Image) -> Image.Image:

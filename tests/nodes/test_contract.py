@@ -92,6 +92,7 @@ def test_help_page_names_every_input_and_output(object_info: dict[str, Any], nam
     page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
     info = object_info[name]
     assert page.startswith(f"# {info['display_name']}\n")
+    assert f"]({name}.jpg)" in page and (ROOT / "web" / "docs" / f"{name}.jpg").is_file()
     for identity in [*info["input_order"]["required"], *info["input_order"].get("optional", []), *info["output_name"]]:
         assert f"- **{identity.replace('_', ' ')}**" in page, identity
 
