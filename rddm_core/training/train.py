@@ -335,7 +335,11 @@ def open_sources(recipe: Recipe) -> Sources:
         depths += focal_stack_depths(root / data.pairs, "train") if data.pairs else []
     pairs = dataset_pairs(root / data.pairs, "train", data.layout) if data.pairs else []
     if data.leave_out:
-        pairs = leave_out(pairs, data.leave_out)
+        kept = leave_out(pairs, data.leave_out)
+        # The sharp photographs of the collection must not come back as scenes with depth.
+        gone = {pair.sharp for pair in pairs} - {pair.sharp for pair in kept}
+        depths = [depth for depth in depths if depth.image not in gone]
+        pairs = kept
     pack = RenderedPack(runs_folder() / data.pack, sharp, data.render, data.pack_count, depths) if sharp else None
     return Sources(
         pack=pack,

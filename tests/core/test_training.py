@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -365,6 +366,28 @@ def test_a_collection_is_left_out(collection, tmp_path):
     recipe = load_recipe(write_recipe(tmp_path, collection, data={"root": str(collection), "leave_out": "leica"}))
     with pytest.raises(ValueError, match="'leica'"):
         open_sources(recipe)
+
+
+def test_a_collection_that_is_left_out_lends_no_depth_either(collection, tmp_path, monkeypatch):
+    monkeypatch.setenv("RDDM_RUNS", str(tmp_path / "runs"))
+    root = tmp_path / "data"
+    shutil.copytree(collection, root)
+    (root / "depth").mkdir()
+    (root / "depth" / "manifest.csv").write_text("image,depth,type\na.png,b.png,labels\n")
+    (root / "real_pairs" / "manifest.csv").write_text(
+        "blur,sharp,scene,split,index_map,n_slices\n"
+        "train_blur.png,train_sharp.png,lytro/1,train,i.png,9\n"
+        "dev_blur.png,dev_sharp.png,phone/1,train,i.png,9\n"
+    )
+
+    def lent(**left_out: str) -> list[str]:
+        data = {"root": str(root), "segments": "", "depth": "depth", "pack_count": 4, "pack": f"pack{len(left_out)}"}
+        sources = open_sources(load_recipe(write_recipe(tmp_path, collection, data=data | left_out)))
+        assert sources.pack is not None
+        return [photo.image.name for photo in sources.pack.depths]
+
+    assert lent() == ["train_sharp.png", "dev_sharp.png"]
+    assert lent(leave_out="lytro") == ["dev_sharp.png"]
 
 
 def test_the_paper_s_mixture_only_crops_flips_and_turns(tmp_path):
