@@ -8,7 +8,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .types import CATEGORY, RDDMModel, batch_noise_input, map_output, mask_input, steps_input, strength_input
+from .types import (
+    CATEGORY,
+    RDDMModel,
+    batch_noise_input,
+    map_output,
+    mask_input,
+    seed_input,
+    steps_input,
+    strength_input,
+)
 
 
 class RDDMDeblur(io.ComfyNode):
@@ -36,14 +45,7 @@ class RDDMDeblur(io.ComfyNode):
                     "Without one it is estimated here.",
                 ),
                 mask_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise. The same seed gives the same picture.",
-                ),
+                seed_input("Of the noise. The same seed gives the same picture."),
                 steps_input(),
                 strength_input(),
                 io.DynamicCombo.Input(

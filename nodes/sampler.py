@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host, layout
-from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input, steps_input
+from .types import CATEGORY, RDDMModel, RDDMResidual, batch_noise_input, seed_input, steps_input
 
 
 class RDDMSampler(io.ComfyNode):
@@ -34,14 +34,8 @@ class RDDMSampler(io.ComfyNode):
                     "map",
                     tooltip="The defocus map: 0 in focus, 1 out of focus. From RDDM Defocus Map, or painted by hand.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise. The same seed gives the same picture. batch_noise says what it means for "
-                    "a batch.",
+                seed_input(
+                    "Of the noise. The same seed gives the same picture. batch_noise says what it means for a batch."
                 ),
                 steps_input(),
                 io.Float.Input(

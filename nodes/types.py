@@ -24,6 +24,18 @@ def mask_input() -> Any:
     )
 
 
+def seed_input(tooltip: str) -> Any:
+    """Seed of the noise; it stays as it is unless the user asks for another one after every run."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip=tooltip,
+    )
+
+
 def steps_input() -> Any:
     """Diffusion steps, 0 for the checkpoint's choice."""
     return io.Int.Input(

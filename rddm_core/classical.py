@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .callbacks import Callbacks
-from .optics import Aperture, aperture_kernel, linear_to_srgb, map_from_radius, radius_from_map, srgb_to_linear
+from .optics import (
+    Aperture,
+    aperture_kernel,
+    linear_to_srgb,
+    map_from_radius,
+    radius_from_map,
+    srgb_to_linear,
+    transfer_function,
+)
 from .tiling import add_tile, cut, plan_tiles, round_up
 
 WORKING_SIZE = 512
@@ -262,7 +270,7 @@ def _deconvolve_tile(
         if spot.max() == 1:  # a disc within one pixel
             result += share * linear
             continue
-        transfer = _transfer(spot, padded.shape[-2], padded.shape[-1])
+        transfer = transfer_function(spot, padded.shape[-2], padded.shape[-1])
         if method == "wiener":
             sharp = torch.fft.irfft2(spectrum * _wiener(transfer, noise, padded), s=padded.shape[-2:])
         else:
@@ -277,16 +285,6 @@ def _periodic(x: Tensor, margin: int) -> Tensor:
     end, start = x.flip(-1)[..., :length], x[..., :length].flip(-1)
     share = (torch.arange(length, device=x.device) + 0.5) / length
     return torch.cat((x, torch.lerp(end, start, share)), dim=-1)
-
-
-def _transfer(spot: Tensor, height: int, width: int) -> Tensor:
-    """Optical transfer function [h, w / 2 + 1] of a centred, point-symmetric spot: real, 1 at frequency 0."""
-    half = spot.shape[-1] // 2
-    plane = spot.new_zeros(height, width)
-    # Pictures smaller than the spot: it wraps around, as the periodic picture does.
-    rows, columns = ((torch.arange(-half, half + 1, device=spot.device)) % n for n in (height, width))
-    plane.index_put_((rows[:, None], columns[None, :]), spot, accumulate=True)
-    return torch.fft.rfft2(plane).real
 
 
 def _wiener(transfer: Tensor, noise: float, like: Tensor) -> Tensor:

@@ -179,6 +179,19 @@ def _blur_layers(layers: Tensor, centres: list[float], aperture: Aperture, fring
     return result
 
 
+def transfer_function(spot: Tensor, height: int, width: int) -> Tensor:
+    """Optical transfer function [h, w / 2 + 1], for `rfft2`, of a centred, point-symmetric spot [k, k], k odd.
+
+    Real, and 1 at frequency 0 for a spot of sum 1.
+    """
+    half = spot.shape[-1] // 2
+    plane = spot.new_zeros(height, width)
+    # Pictures smaller than the spot: it wraps around, as the periodic picture does.
+    rows, columns = ((torch.arange(-half, half + 1, device=spot.device)) % n for n in (height, width))
+    plane.index_put_((rows[:, None], columns[None, :]), spot, accumulate=True)
+    return torch.fft.rfft2(plane).real
+
+
 def fft_size(n: int) -> int:
     """The next size of at least `n` whose factors are 2, 3 and 5 alone."""
     while True:

@@ -95,7 +95,7 @@ def write_report(path: Path, report: Report) -> None:
             _uncertainty(scored),
         ]
     if report.sharp:
-        parts.append(_sharp_section(report.sharp, main))
+        parts.append(_sharp_section(report.sharp))
     if report.maps or report.order:
         parts.append(_map_section(report.maps, report.order))
     if scored:
@@ -176,7 +176,7 @@ def _uncertainty(scored: Sequence[PairScores]) -> str:
     return _section("Do the samples differ where they are wrong?", _table(lines), note)
 
 
-def _sharp_section(results: Sequence[PairScores], main: str) -> str:
+def _sharp_section(results: Sequence[PairScores]) -> str:
     scored = [r for r in results if r.error is None]
     if not scored:
         return ""

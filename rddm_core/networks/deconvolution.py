@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..optics import Aperture, aperture_kernel, fft_size
+from ..optics import Aperture, aperture_kernel, fft_size, transfer_function
 
 MARGIN = 48
 """Pixels added for the FFT, which takes its input as periodic; over them one border turns into the opposite one."""
@@ -41,9 +41,5 @@ def _periodic(x: Tensor, length: int) -> Tensor:
 
 def _inverse_filter(radius: float, size: tuple[int, int]) -> Tensor:
     """H* / (|H|^2 + K), normalised to leave the mean as it is, minus one: [h, w // 2 + 1] for `rfft2`."""
-    kernel_size = 2 * int(radius + 2) + 1
-    spot = torch.zeros(size)
-    spot[:kernel_size, :kernel_size] = aperture_kernel(radius, Aperture(), kernel_size)
-    # Real, because the disc is symmetric about the origin.
-    transfer = torch.fft.rfft2(spot.roll((-(kernel_size // 2),) * 2, (0, 1))).real
+    transfer = transfer_function(aperture_kernel(radius, Aperture(), 2 * int(radius + 2) + 1), *size)
     return (1 + NOISE_TO_SIGNAL) * transfer / (transfer.square() + NOISE_TO_SIGNAL) - 1
