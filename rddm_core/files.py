@@ -3,30 +3,83 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
+_PARTIAL = re.compile(r"\.(\d+)-[0-9a-f]{32}\.partial")
 
 
 @contextmanager
 def atomic_target(path: Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; on success that file replaces `path`.
 
-    On any failure, Ctrl-C too, it is removed. Missing folders are made. The body creates the file.
+    On any failure, Ctrl-C too, it is removed. Missing folders are made. The body fills the file, which is there, empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not made from the name of `path`, which may already be as long as the file system allows.
-    partial = path.parent / f".{uuid.uuid4().hex}.partial"
+    partial = path.parent / f".{os.getpid()}-{uuid.uuid4().hex}.partial"
     try:
-        yield partial
-        os.replace(partial, path)
+        with partial.open("xb") as held:
+            if fcntl is None:
+                held.close()  # an open file could not be renamed
+            else:
+                _lock(held)  # as long as its writer lives, and no longer: see remove_abandoned
+            yield partial
+            os.replace(partial, path)
     finally:
         # After a replacement nothing is left to remove; after a failure or Ctrl-C the partial file goes.
         partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> bool:
+    """Remove what processes left in `folder` that were killed while they wrote; what is being written stays.
+
+    Returns whether something stays.
+    """
+    partials = _partials(folder)
+    for partial in partials:
+        with suppress(OSError), partial.open("rb") as file:
+            if _lock(file):
+                partial.unlink()
+    return any(partial.exists() for partial in partials)
+
+
+def remove_own_partials(folder: Path) -> None:
+    """Remove what threads of this process have not finished writing in `folder`: they then fail, and leave nothing."""
+    for partial in _partials(folder, os.getpid()):
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_target(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def _partials(folder: Path, process: int | None = None) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+        matches = [match for match in map(_PARTIAL.fullmatch, names) if match]
+        return [folder / match[0] for match in matches if process is None or int(match[1]) == process]
+    return []
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Take the file's lock; False if someone holds it or the file system knows none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
