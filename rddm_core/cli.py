@@ -369,7 +369,7 @@ def _deblur_all(args: argparse.Namespace, jobs: list[Job]) -> int:
     from .files import remove_abandoned
     from .scale.ray_data import EngineError
 
-    work, failures = _work(args), []
+    work, engine, failures = _work(args), _engine(args), []
     for folder in {path.parent for job in jobs for path in job.outputs()}:
         remove_abandoned(folder)
     with _manifest(args, jobs, work) as manifest:
@@ -388,7 +388,7 @@ def _deblur_all(args: argparse.Namespace, jobs: list[Job]) -> int:
 
             try:
                 if waiting:
-                    _engine(args)(waiting, work, report)
+                    engine(waiting, work, report)
             except (CheckpointError, EngineError) as error:
                 raise CommandError(str(error)) from error
     return len(failures)
@@ -421,20 +421,23 @@ def _manifest(args: argparse.Namespace, jobs: Sequence[Job], work: Work) -> Iter
 
 
 def _engine(args: argparse.Namespace) -> Callable[[list[Job], Work, Callable[[Outcome], None]], None]:
-    """What deblurs the pictures and reports each."""
+    """What deblurs the pictures and reports each. CommandError if it is not there."""
     import torch
 
     from .scale.local import run_local
-    from .scale.ray_data import require_ray, run_ray, share_cores
+    from .scale.ray_data import EngineError, require_ray, run_ray, share_cores
 
     if args.engine == "local":
         if args.threads:
             torch.set_num_threads(args.threads)
         return partial(run_local, watch=_progress_bar, overlap=args.memory is None)
-    require_ray()
+    try:
+        require_ray()
+    except EngineError as error:
+        raise CommandError(str(error)) from error
     workers, threads = share_cores(torch.get_num_threads(), args.workers, args.threads)
-    _say(f"Ray: {workers} workers with {threads} threads each")
-    return partial(run_ray, workers=workers, threads=threads, warn=lambda text: _say(f"warning: {text}", error=True))
+    _say(f"Ray: up to {workers} pictures at a time, with {threads} threads each")
+    return partial(run_ray, workers=workers, threads=threads, warn=_warn)
 
 
 def _announce(outcome: Outcome) -> None:
@@ -856,6 +859,10 @@ def _say(text: str, error: bool = False) -> None:
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr if error else sys.stdout)
+
+
+def _warn(text: str) -> None:
+    _say(f"warning: {text}", error=True)
 
 
 class _ProgressHandler(logging.Handler):

@@ -12,9 +12,11 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ import torch
 from ..files import remove_abandoned
 from .job import Job, Outcome, Work, run_job
 
-RETRIES = 2
-"""How often a picture is tried again after its worker died, which it may itself have killed (out of memory)."""
+ATTEMPTS = 3
+"""How often a picture is begun whose workers die, which it may itself have killed (out of memory)."""
 MAX_BLOCKS = 10_000
 """With more pictures than this, several share a block: what Ray keeps of a block, it keeps for all at once."""
 OBJECT_STORE_BYTES = 128 << 20
@@ -103,43 +105,71 @@ def run_ray(
     finally:
         _clean_up(folders)
     for job in waiting.values():
-        report(Outcome(job, f"{job.source}: its worker died {RETRIES + 1} times: was it out of memory? Try --memory"))
+        report(Outcome(job, f"{job.source}: Ray lost it: run the same command again"))
 
 
 class Deblurrer:
-    """What an actor holds: the model, loaded once. Rows come and go as JSON, which takes any file name."""
+    """What an actor holds: the model, loaded once. Rows come and go as JSON, which takes any file name.
 
-    def __init__(self, work: Work, threads: int) -> None:
+    `begin` counts how often a target was begun, across all actors.
+    """
+
+    def __init__(self, work: Work, threads: int, begin: Callable[[str], int]) -> None:
         torch.set_num_threads(threads)
-        self.work, self.model = work, work.load_model()
+        self.work, self.model, self.begin = work, work.load_model(), begin
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         names = json.loads(row["job"])
         extras = {name: Path(path) for name, path in names["extras"].items()}
         job = Job(Path(names["source"]), Path(names["target"]), extras)
         with _collected_warnings() as warnings:
-            outcome = run_job(self.model, self.work, job)
+            if self.begin(names["target"]) > ATTEMPTS:
+                outcome = Outcome(job, f"{job.source}: its worker died {ATTEMPTS} times, out of memory? Try --memory")
+            else:
+                outcome = run_job(self.model, self.work, job)
         answer = {key: getattr(outcome, key) for key in ("error", "width", "height", "seconds")}
         return {"answer": json.dumps({"target": names["target"], "warnings": warnings, **answer})}
+
+
+class Attempts:
+    """How often each picture was begun, in an actor of its own: what a picture kills cannot count for it."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+
+    def begin(self, target: str) -> int:
+        self.begun[target] += 1
+        return self.begun[target]
+
+
+def _begin(attempts: Any, target: str) -> int:
+    import ray
+
+    return ray.get(attempts.begin.remote(target))
 
 
 def _answers(ray: Any, jobs: Sequence[Job], work: Work, workers: int, threads: int) -> Iterator[dict[str, Any]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # a picture that killed its workers does not stop the others
+    context.max_errored_blocks = -1  # one that Ray loses does not stop the others
     on_gpu = work.device.type == "cuda"
     if on_gpu:  # Ray shows each actor one GPU
         work = replace(work, device=torch.device("cuda"))
+    attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Attempts).remote()
     rows = [{"job": _names(job)} for job in jobs]
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS)).map(
         Deblurrer,
-        fn_constructor_args=(replace(work, checkpoint=Path(os.path.abspath(work.checkpoint))), threads),
-        # One at a time: no picture waits at an actor that another one kills.
+        fn_constructor_args=(
+            replace(work, checkpoint=Path(os.path.abspath(work.checkpoint))),
+            threads,
+            partial(_begin, attempts),
+        ),
+        # One at a time: no picture waits at an actor that another one kills. Actors and tasks are restarted for ever
+        # (Ray Data's default); ATTEMPTS ends it.
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=threads,
         num_gpus=1 if on_gpu else 0,
-        max_task_retries=RETRIES,
     )
     for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
         for answer in batch["answer"]:
