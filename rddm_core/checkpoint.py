@@ -165,7 +165,7 @@ def load_checkpoint(
     model = layout if ops is nn else _build(path, config, ops)
     model.load_state_dict(state, assign=True)
     model.residual_scale, model.recommended_steps = residual_scale, recommended_steps
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- reading what cannot be trusted
