@@ -178,7 +178,7 @@ def config_from_dict(values: dict[str, Any], complete: bool = True) -> RDDMConfi
 
 
 def override(config: RDDMConfig, changes: Mapping[str, Any]) -> RDDMConfig:
-    """`config` with the fields that `changes` names, nested as in `config_to_dict`, e.g. {"denoiser": {"overlap": False}}.
+    """`config` with what `changes` names, nested as in `config_to_dict`, e.g. {"denoiser": {"overlap": False}}.
 
     Raises ValueError as `config_from_dict` does.
     """

@@ -13,7 +13,6 @@ from ..data.datasets import MANIFEST
 from ..data.stream import MixtureConfig
 from ..data.synthetic import RenderConfig
 
-
 Part = Literal["estimator", "pre_deblur", "guidance.backbone", "guidance.projections", "denoiser"]
 """Parts of a checkpoint, as `checkpoint.read_info` counts them."""
 Silent = Literal["estimator", "pre_deblur", "guidance", "state"]

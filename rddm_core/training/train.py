@@ -252,7 +252,9 @@ def build_model(recipe: Recipe) -> RDDM:
     try:
         model = RDDM(override(preset(recipe.preset), recipe.network))
     except (IndexError, ValueError) as error:
-        raise ValueError(f"the recipe's network cannot be built ({error}): compare its lists with the preset's") from error
+        raise ValueError(
+            f"the recipe's network cannot be built ({error}): compare its lists with the preset's"
+        ) from error
     if recipe.start_from:
         transfer_weights(start, model, recipe.parts)
     if recipe.backbone_weights:
@@ -408,7 +410,7 @@ def measure_residual_scale(model: RDDM, sources: Sources, recipe: Recipe, sample
 def hours(seconds: float, cpu_seconds: float) -> dict[str, float]:
     """Time of the training steps alone. `cpu_hours` are those of all threads of this process: on a busy machine they
     tell more of the work done. Loader workers, which are processes of their own, count in neither."""
-    return {"hours": round(seconds / 3600, 4), "cpu_hours": round(cpu_seconds / 3600, 4)}
+    return {"hours": round(seconds / 3600, 5), "cpu_hours": round(cpu_seconds / 3600, 5)}
 
 
 def describe(recipe: Recipe, step: int, spent: dict[str, float], figures: dict[str, float]) -> dict[str, Any]:
