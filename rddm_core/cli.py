@@ -521,7 +521,8 @@ def _write_report(
     maps, order = _score_maps(args, model) if args.masks else ({}, None)
     folder = args.data.resolve().parent if args.data.is_file() else args.data.resolve()
     title = f"RDDM defocus deblurring on {folder.name}"
-    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order)
+    peers = [name for name, _ in args.peer]
+    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order, peers)
     write_report(args.report, report)
     print(f"report: {args.report}")
 
