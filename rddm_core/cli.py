@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .pipeline import DeblurSettings
 
 PROGRAM = "python -m rddm_core"
+PROGRESS_SECONDS = 20.0
+"""Between lines of progress, where there is no terminal for a bar."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 
@@ -438,7 +440,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .evaluation.evaluate import METRICS, evaluate, find_pairs, format_table, summarise, write_csv, write_json
     from .evaluation.perceptual import PatchFID, lpips_metric
     from .evaluation.radius import fitted_radius
-    from .evaluation.report import CropCollector
+    from .evaluation.report import MAIN_ROW, CropCollector
     from .evaluation.rows import combine, peer_method, rddm_method, select_rows
     from .metrics import MissingExtraError, require_extra
 
@@ -457,7 +459,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
     except (ValueError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
     model = _load_model(args)
-    own = rddm_method(model, settings, rows)
     crops = CropCollector() if args.report else None
 
     def watch(pair: Pair, pictures: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
@@ -466,7 +467,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
                 watcher(pair, pictures, target)
 
     probe = (lambda blurred, sharp: {"radius": fitted_radius(blurred, sharp)}) if args.report else None
-    results = _collect(evaluate(pairs, combine([own, *peers]), metrics, args.enlarge, watch, probe), len(pairs))
+    method = combine([rddm_method(model, settings, rows), *peers])
+    results = _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs))
     failed = sum(result.error is not None for result in results)
     steps = settings.steps or model.recommended_steps
     print(f"{len(results) - failed} pairs, {steps} steps")
@@ -490,7 +492,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, results, about | ({"totals": totals} if totals else {}), metrics)
     if crops is not None:
-        _write_report(args, model, own, results, crops, metrics, totals, about)
+        # Sharp photographs by the result alone: every further row would cost as much as it does on the pairs.
+        on_sharp = combine([rddm_method(model, settings, [MAIN_ROW]), *peers])
+        _write_report(args, model, on_sharp, results, crops, metrics, totals, about)
     if failed:
         _say(f"{failed} of {len(results)} pairs failed", error=True)
     return 1 if failed else 0
@@ -499,7 +503,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def _write_report(
     args: argparse.Namespace,
     model: RDDM,
-    method: Method,
+    on_sharp: Method,
     results: list[PairScores],
     crops: CropCollector,
     metrics: Sequence[Metric],
@@ -513,18 +517,19 @@ def _write_report(
     if args.sharp:
         photos = find_pairs(args.sharp, "auto", args.where, args.limit)
         colour = [m for m in metrics if m.name in ("psnr", "colour_shift")]
-        sharp = _collect(evaluate(photos, method, colour), len(photos))
+        sharp = _collect(evaluate(photos, on_sharp, colour), len(photos), "sharp photographs")
     maps, order = _score_maps(args, model) if args.masks else ({}, None)
     folder = args.data.resolve().parent if args.data.is_file() else args.data.resolve()
     title = f"RDDM defocus deblurring on {folder.name}"
-    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order)
+    peers = [name for name, _ in args.peer]
+    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order, peers)
     write_report(args.report, report)
     print(f"report: {args.report}")
 
 
-def _collect(scoring: Iterable[PairScores], total: int) -> list[PairScores]:
+def _collect(scoring: Iterable[PairScores], total: int, unit: str = "pairs") -> list[PairScores]:
     results = []
-    for result in _progress(scoring, "pairs", total):
+    for result in _progress(scoring, unit, total):
         results.append(result)
         if result.error is not None:
             _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
@@ -719,9 +724,17 @@ def _progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _progress(items: Iterable[Any], unit: str, total: int | None = None) -> Iterator[Any]:
+    """The items under a progress bar; where stderr is no terminal, with a line now and then."""
     from tqdm import tqdm
 
-    yield from tqdm(items, unit=f" {unit}", total=total, disable=None, leave=False)
+    started = said = time.monotonic()
+    bar = tqdm(items, unit=f" {unit}", total=total, disable=None, leave=False)
+    for done, item in enumerate(bar):
+        now = time.monotonic()
+        if bar.disable and now - said > PROGRESS_SECONDS:
+            _say(f"{done} of {bar.total} {unit} after {(now - started) / 60:.1f} min", error=True)
+            said = now
+        yield item
 
 
 def _say(text: str, error: bool = False) -> None:

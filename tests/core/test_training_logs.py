@@ -18,7 +18,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def fill(log: RunLog, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        log.step(step, {"loss": 1 / step}, norm=2.0, rate=1e-3)
+        log.step(step, {"loss": 1 / step}, norm=2.0, rate=1e-3, spent={"hours": step / 100})
 
 
 def test_csv_rows_are_means_over_their_steps(tmp_path: Path) -> None:
