@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..data.datasets import dataset_masks, dataset_pairs
 from ..data.sources import read_grey, read_rgb
 from ..data.stream import Sources
+from ..files import atomic_target
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
 from ..pipeline import estimate_defocus_map, pre_deblur, sample_residual
@@ -80,9 +81,9 @@ def validate_pairs(
             gains.setdefault(name, []).append(psnr_8bit(result[0], target[0]) - before)
         if i % max(1, len(pairs) // 5) == 0:
             strips.append(torch.cat([centre(x.clamp(0, 1)) for x in (image, *shown, target)], dim=3))
-    sheet.parent.mkdir(parents=True, exist_ok=True)
     grid = (torch.cat(strips, dim=2)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(grid).save(sheet, quality=92)
+    with atomic_target(sheet) as partial:
+        Image.fromarray(grid).save(partial, format="JPEG", quality=92)
     figures = {f"{key}_mean": float(np.mean(values)) for key, values in gains.items()}
     return figures | {f"{key}_worst": float(np.min(values)) for key, values in gains.items()}
 
