@@ -227,12 +227,14 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         step += 1
         seconds += time.monotonic() - tick
         log.step(step, {key: float(value.detach()) for key, value in losses.items()}, norm, learning_rate(recipe, step))
-        if time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
-            save()
-            last_save = time.monotonic()
-        if time.monotonic() - last_validation > recipe.validate_minutes * 60:
+        validated = time.monotonic() - last_validation > recipe.validate_minutes * 60
+        if validated:
             best = validate()
             last_validation = time.monotonic()
+        # After a validation always: a run that goes on without its score would overwrite the best weights by worse ones.
+        if validated or time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
+            save()
+            last_save = time.monotonic()
     best = validate()
     save()
     return folder / "best.safetensors"
