@@ -231,7 +231,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         if validated:
             best = validate()
             last_validation = time.monotonic()
-        # After a validation always: a run that goes on without its score would overwrite the best weights by worse ones.
+        # Always after a validation: without its score, a run that goes on would replace the best weights by worse ones.
         if validated or time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
             save()
             last_save = time.monotonic()
