@@ -1,12 +1,12 @@
 """Break the code on purpose, one change at a time, and see whether the tests notice: diffusion, tiling, merge.
 
-    python benchmarks/mutation.py [MUTANTS ...] [--keep FOLDER] [--write]
+    python benchmarks/mutation.py [--keep FOLDER] [--write]
 
 mutmut works on a copy of the repository, so this one stays as it is; it mutates functions and methods, but not
 decorated ones, which is why `merge_residual` loses its decorator in the copy. Lines that raise are left alone: their
-messages are not what is tested. MUTANTS are patterns of mutmut's names, all of TARGETS by default. `--write` stores the
-figures and the survivors, with the reasons in mutation-survivors.json, as benchmarks/MUTATION.md. Exit code 1 where a
-mutant survives that is not listed there. With `--keep FOLDER` the copy stays, and a later run goes on with it.
+messages are not what is tested. `--write` stores the figures and the survivors, with the reasons in
+mutation-survivors.json, as benchmarks/MUTATION.md. Exit code 1 where a mutant survives that is not listed there. With
+`--keep FOLDER` the copy stays, and a later run tests only what changed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = ("rddm_core.diffusion.*", "rddm_core.tiling.*", "rddm_core.pipeline.x_merge_residual*")
-UNDECORATED = {"rddm_core/pipeline.py": ("@torch.inference_mode()\ndef merge_residual", "def merge_residual")}
 TESTS = ("tests/core/test_diffusion.py", "tests/core/test_tiling.py", "tests/core/test_merge.py")
 COPIED = ("rddm_core", "tests/core", "tests/support", "tests/conftest.py", "tests/pytest.ini", "pyproject.toml")
+MERGE = re.compile(r"^@torch\.inference_mode\(\)\n(def merge_residual.*?\n)(?=\n\n\S)", re.DOTALL | re.MULTILINE)
 SETTINGS = """[mutmut]
 source_paths=rddm_core
 only_mutate=
@@ -53,13 +51,12 @@ PAGE = Path(__file__).with_name("MUTATION.md")
 def main() -> int:
     """Run mutmut, print and perhaps write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mutants", nargs="*", default=TARGETS, help=f"default: {' '.join(TARGETS)}")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work in this folder, and keep it")
     parser.add_argument("--write", action="store_true", help="write benchmarks/MUTATION.md")
     args = parser.parse_args()
     with workplace(args.keep) as folder:
-        mutmut(folder, "run", "--max-children", "1", *args.mutants, quiet=False)
-        results = read_results(mutmut(folder, "results", "--all", "true"), args.mutants)
+        mutmut(folder, "run", "--max-children", "1", quiet=False)
+        results = read_results(mutmut(folder, "results", "--all", "true"))
         survivors = {name: read_diff(mutmut(folder, "show", name)) for name in results if results[name] != "killed"}
     reasons: dict[str, str] = json.loads(REASONS.read_text(encoding="utf-8")) if REASONS.exists() else {}
     page = format_page(results, survivors, reasons)
@@ -81,11 +78,8 @@ def workplace(keep: Path | None) -> Iterator[Path]:
             else:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-        for name, (decorated, plain) in UNDECORATED.items():
-            text = (folder / name).read_text(encoding="utf-8")
-            if decorated not in text:
-                raise SystemExit(f"{name} has no {decorated!r}: adapt UNDECORATED in {Path(__file__).name}")
-            (folder / name).write_text(text.replace(decorated, plain), encoding="utf-8")
+        pipeline = folder / "rddm_core" / "pipeline.py"
+        pipeline.write_text(only_the_merge(pipeline.read_text(encoding="utf-8")), encoding="utf-8")
         (folder / "setup.cfg").write_text(SETTINGS + "".join(f"    {test}\n" for test in TESTS), encoding="utf-8")
         yield folder
 
@@ -100,10 +94,18 @@ def mutmut(folder: Path, *arguments: str, quiet: bool = True) -> str:
     return done.stdout or ""
 
 
-def read_results(text: str, patterns: tuple[str, ...] | list[str]) -> dict[str, str]:
-    """Name -> outcome (killed, survived, timeout, ...) of the mutants that were asked for."""
+def only_the_merge(text: str) -> str:
+    """pipeline.py with `merge_residual` undecorated and everything else kept from being mutated."""
+    if not (found := MERGE.search(text)):
+        raise SystemExit(f"merge_residual was not found in pipeline.py: adapt MERGE in {Path(__file__).name}")
+    off, on = "# pragma: no mutate start\n", "# pragma: no mutate end\n"
+    return f"{off}{text[: found.start()]}{on}{found[1]}{off}{text[found.end() :]}{on}"
+
+
+def read_results(text: str) -> dict[str, str]:
+    """Name -> outcome (killed, survived, timeout, ...) of every mutant."""
     lines = (line.strip().rpartition(": ") for line in text.splitlines() if "__mutmut_" in line)
-    return {name: outcome for name, _, outcome in lines if any(fnmatch(name, pattern) for pattern in patterns)}
+    return {name: outcome for name, _, outcome in lines}
 
 
 def read_diff(text: str) -> str:
