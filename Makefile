@@ -20,7 +20,7 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
 .DELETE_ON_ERROR:
-.PHONY: help deblur test bench report lint typecheck check clean
+.PHONY: help deblur test coverage bench stress mutation report lint typecheck check clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,8 +31,19 @@ deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 test: $(TEST_STAMP) ## run all tests
 	$(RUN) -m pytest -c tests/pytest.ini tests
 
+coverage: $(TEST_STAMP) ## lines that the tests run, per module; fails below 90 %
+	$(RUN) -m pytest -c tests/pytest.ini tests --cov=rddm_core --cov=nodes --cov-config=pyproject.toml \
+		--cov-report=term --cov-fail-under=90
+
 bench: $(TEST_STAMP) ## time and memory beside NAFNet-w32 (Linux, some minutes)
 	$(RUN) benchmarks/speed.py
+
+stress: $(TEST_STAMP) ## kills, Ctrl-C, exhausted memory, long runs (Linux): benchmarks/STRESS.md
+	$(RUN) benchmarks/stress --write $(OPTIONS)
+
+mutation: $(TEST_STAMP) ## deliberate mistakes that the tests should notice: benchmarks/MUTATION.md
+	$(PIP) --quiet --editable ".[mutation]"
+	$(RUN) benchmarks/mutation.py --write $(OPTIONS)
 
 report: $(TEST_STAMP) ## measure everything on RDDM_DATA=folder (split SPLIT) into OUT/report.html
 	@test -d "$(RDDM_DATA)" || { echo "Say where the image collection is: make report RDDM_DATA=/path/to/it"; exit 1; }

@@ -99,7 +99,8 @@ class Recipe:
     """Steps at which residual_scale is measured; it is frozen after the last."""
     recommended_steps: int = 1
     """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
-    precision: Literal["bf16", "no", "fp16"] = "bf16"
+    precision: Literal["auto", "bf16", "no", "fp16"] = "auto"
+    """`auto`: bf16 on a GPU and on CPUs with AVX-512; on a CPU without, it took ten times as long as fp32 ("no")."""
     workers: int = 1
     seed: int = 0
     checkpoint_minutes: float = 3.0

@@ -129,7 +129,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     from accelerate import Accelerator
 
     recipe = load_recipe(Path(config_path))
-    accelerator = Accelerator(mixed_precision=recipe.precision)
+    accelerator = Accelerator(mixed_precision=precision_for(recipe))
     folder = runs_folder() / recipe.name
     state_path = folder / "state.pt"
     if state_path.exists() and not resume:
@@ -230,15 +230,25 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         cpu_seconds += time.process_time() - cpu_tick
         shown = {key: float(value.detach()) for key, value in losses.items()}
         log.step(step, shown, norm, learning_rate(recipe, step), hours(seconds, cpu_seconds))
-        if time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
-            save()
-            last_save = time.monotonic()
-        if time.monotonic() - last_validation > recipe.validate_minutes * 60:
+        validated = time.monotonic() - last_validation > recipe.validate_minutes * 60
+        if validated:
             best = validate()
             last_validation = time.monotonic()
+        # Always after a validation: without its score, a run that goes on would replace the best weights by worse ones.
+        if validated or time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
+            save()
+            last_save = time.monotonic()
     best = validate()
     save()
     return folder / "best.safetensors"
+
+
+def precision_for(recipe: Recipe) -> str:
+    """The recipe's precision, `auto` resolved for this machine."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    fast = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    return "bf16" if fast else "no"
 
 
 def build_model(recipe: Recipe) -> RDDM:
