@@ -123,7 +123,7 @@ def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) 
     free -= guidance_bytes(config, height, width)
     if model_management.is_device_cpu(patcher.load_device):  # else pictures and results lie in another memory
         free -= held_bytes(height, width, samples)
-    side = min(AUTO_TILE, max(MIN_TILE, largest_tile(config, free, width, samples)))
+    side = max(MIN_TILE, largest_tile(config, free, width, samples))
     return None if height * width <= side * side else side
 
 

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from .config import RDDMConfig
 
-AUTO_TILE = 1536
-"""tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles."""
+AUTO_TILE = 1408
+"""tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles.
+The largest size at which every tensor of `lite` stays below 32 MiB; larger ones glibc maps and clears anew."""
 MIN_TILE = 128
 """A budget that does not even hold tiles of this many pixels is refused."""
+STRIP_BYTES = 25e6
+"""What is alive within a strip of a block (networks/blocks.py)."""
 
 
 def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
     """Bytes that the most demanding network allocates for a picture or tile of that size.
 
-    Measured as the peak of live tensors in fp32, per pixel: 227 bytes in the denoiser of `lite`, 2003 in that of
-    `paper`, which has 32 channels at full resolution; 273 in the guidance backbone, if it sees the whole picture; 25
-    for each radius of the deconvolution bank. Per pixel of its working size the estimator takes 352 (lite) or 640
-    (paper). Rounded up by 10 to 25 %. Half precision needs less, but not half: deformable layers work in fp32.
+    Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 60 more in small
+    pictures, whose blocks are no larger than a strip; 2000 in that of `paper`, which has 32 channels at full resolution
+    and deformable convolutions there; 126 around a bank of six deconvolutions; 232 in the guidance backbone, if it sees
+    the whole picture. Per pixel of its working size the estimator takes 352 (lite) or 640 (paper). Rounded up by 5 to
+    25 %. Half precision needs less, but not half: deformable layers work in fp32.
     """
-    sampling = _bytes_per_pixel(config) * height * width
-    estimator = 3.2 * config.estimator.decoder_width * min(height * width, config.estimator.working_size**2)
-    return round(max(sampling, estimator))
+    pixels, denoiser = height * width, config.denoiser
+    channels = denoiser.widths[0] / denoiser.unshuffle**2
+    if denoiser.encoder_mixers[0] == "deformable":
+        sampling = 70 * channels * pixels
+    else:
+        sampling = 46 * channels * pixels + min(16 * channels * pixels, STRIP_BYTES)
+    bank = 110 + 4 * len(denoiser.deconvolution_radii)
+    guidance = 320 / config.guidance.reduction**2
+    estimator = 3.2 * config.estimator.decoder_width * min(pixels, config.estimator.working_size**2)
+    return round(max(sampling, bank * pixels, guidance * pixels, estimator))
 
 
 def held_bytes(height: int, width: int, samples: int = 1) -> int:
@@ -49,7 +59,7 @@ def tile_size(
     side = AUTO_TILE
     if memory is not None:
         left = memory - held_bytes(height, width, samples) - guidance_bytes(config, height, width)
-        side = min(side, largest_tile(config, left, width, samples))
+        side = largest_tile(config, left, width, samples)
         if side < MIN_TILE:
             lacking = _tile_bytes(config, MIN_TILE, width, samples) - left
             raise ValueError(
@@ -60,13 +70,11 @@ def tile_size(
 
 
 def largest_tile(config: RDDMConfig, memory: int, width: int, samples: int = 1) -> int:
-    """The longest side, a multiple of 64 pixels and 0 at least, of tiles that `memory` bytes hold for a picture of
+    """The longest side, a multiple of 64 pixels from 0 to AUTO_TILE, of tiles that `memory` bytes hold for a picture of
     that width.
     """
-    # The networks' work grows with the side squared, the rows of residual that a row of tiles shares with the side.
-    square, linear = _bytes_per_pixel(config), 12.0 * samples * width
-    side = (math.sqrt(linear * linear + 4 * square * max(memory, 0)) - linear) / (2 * square)
-    return int(side) // 64 * 64
+    sides = range(AUTO_TILE, 0, -64)
+    return next((side for side in sides if _tile_bytes(config, side, width, samples) <= memory), 0)
 
 
 def guidance_bytes(config: RDDMConfig, height: int, width: int) -> int:
@@ -75,11 +83,6 @@ def guidance_bytes(config: RDDMConfig, height: int, width: int) -> int:
     return round(per_pixel * height * width / config.guidance.reduction**2)
 
 
-def _tile_bytes(config: RDDMConfig, side: int, width: int, samples: int) -> float:
-    return _bytes_per_pixel(config) * side * side + 12.0 * samples * width * side
-
-
-def _bytes_per_pixel(config: RDDMConfig) -> float:
-    channels = config.denoiser.widths[0] / config.denoiser.unshuffle**2
-    bank = 28 * len(config.denoiser.deconvolution_radii)
-    return max(320 / config.guidance.reduction**2, bank, 70 * channels)
+def _tile_bytes(config: RDDMConfig, side: int, width: int, samples: int) -> int:
+    """Of the networks, and of the rows of residual that a row of tiles shares."""
+    return network_bytes(config, side, side) + 12 * samples * width * side

@@ -31,7 +31,7 @@ from .networks.model import RDDM
 from .optics import radius_from_map
 from .tiling import Tile, add_tile, cut, cut_features, join_features, noise_tile, plan_tiles, plan_windows
 
-GUIDANCE_WINDOW = 1536
+GUIDANCE_WINDOW = 1408
 """Side in pixels of the windows in which the guidance of larger pictures is computed, or less for smaller tiles."""
 GUIDANCE_CONTEXT = 192
 """What the backbone sees of the picture around such a window, in pixels."""
