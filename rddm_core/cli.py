@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 
@@ -27,16 +30,34 @@ if TYPE_CHECKING:
     from .evaluation.report import CropCollector
     from .networks.model import RDDM
     from .pipeline import DeblurSettings
+    from .scale.job import Job, Outcome, Work
+    from .scale.manifest import Manifest
 
 PROGRAM = "python -m rddm_core"
 PROGRESS_SECONDS = 20.0
 """Between lines of progress, where there is no terminal for a bar."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+TERMINATED = 143
+"""Exit code after SIGTERM, likewise."""
 
 
 class CommandError(Exception):
     """The command cannot be carried out as given; the message names the cause and the cure."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: the command ends as after Ctrl-C."""
+
+
+def program() -> NoReturn:
+    """`main` as the whole of a process, which it ends: after an interruption without waiting for other threads."""
+    code = main()
+    if code in (INTERRUPTED, TERMINATED):
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (CommandError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print("interrupted: no unfinished file is left behind", file=sys.stderr)
-            return INTERRUPTED
+            return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,8 +105,15 @@ def _add_deblur(commands: Any) -> None:
         metavar="OUT",
         help="a folder (made if missing; pictures keep their names), or for a single picture also a file",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=_pixel_count,
+        metavar="N|NMP",
+        help="refuse larger pictures unread: a number of pixels, or of megapixels, as in 40MP (default: 150MP)",
+    )
     _add_settings(parser)
     _add_model(parser)
+    _add_scale(parser)
     extras = parser.add_argument_group("also write, beside each result")
     extras.add_argument("--save-map", action="store_true", help="NAME.map.png: defocus map, white = out of focus")
     extras.add_argument(
@@ -99,6 +127,36 @@ def _add_deblur(commands: Any) -> None:
         help="NAME.compare.jpg: input and result side by side, with a detail",
     )
     parser.set_defaults(run=run_deblur)
+
+
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("many pictures")
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        help="keep OUT/manifest.jsonl, and skip the pictures that it lists as done with these settings and weights; "
+        "give it from the first run on (default with --engine ray)",
+    )
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local (default): one picture at a time in this process; ray: several at a time, by Ray Data, on this "
+        "machine or the cluster that RAY_ADDRESS names (needs the extra `scale`)",
+    )
+    group.add_argument(
+        "--workers",
+        type=_at_least(1),
+        metavar="N",
+        help="of --engine ray: how many pictures at a time (default: one for every four cores)",
+    )
+    group.add_argument(
+        "--threads",
+        type=_at_least(1),
+        metavar="N",
+        help="of torch, for each picture (default: all cores, shared among the workers); the same number gives the "
+        "same bytes with either engine",
+    )
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -264,6 +322,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="long side to which a photograph is reduced for the networks, whose change is then enlarged; "
         "auto reduces large ones with strong blur (default)",
     )
+    group.add_argument(
+        "--memory",
+        type=_byte_count,
+        metavar="SIZE",
+        help="what tiles and buffers of one picture may take, as in 2GB or 1.5GiB; decides the size of tiles with "
+        "--tile auto (default: tiles for large pictures only)",
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -281,37 +346,127 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 # deblur
 
 
-@dataclass(frozen=True)
-class Job:
-    """One picture to deblur: where it is, where the result goes, and the extras beside it by name."""
-
-    source: Path
-    target: Path
-    extras: dict[str, Path] = field(default_factory=dict)
-
-    def outputs(self) -> list[Path]:
-        """Every file that is written."""
-        return [self.target, *self.extras.values()]
-
-
 def run_deblur(args: argparse.Namespace) -> int:
     """Deblur every picture; 0 only if all succeeded."""
     wanted = {"map": args.save_map, "pre-deblur": args.save_pre_deblur, "compare": args.compare}
+    if args.workers and args.engine != "ray":
+        raise CommandError("--workers needs --engine ray: without it, one picture is deblurred at a time")
     jobs, unreadable = plan_jobs(args.inputs, args.output, [name for name, on in wanted.items() if on])
     for source, reason in unreadable.items():
         _say(f"failed: {source}: {reason}", error=True)
     failures = len(unreadable)
     if jobs:
-        settings, model = _settings(args), _load_model(args)
-        for job in _progress(jobs, "pictures"):
-            try:
-                _deblur_file(model, settings, job)
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:
-                failures += 1
-                _say(f"failed: {_reason(job.source, error)}", error=True)
+        with _stop_on_sigterm():
+            failures += _deblur_all(args, jobs)
     if failures:
         _say(f"{failures} of {len(jobs) + len(unreadable)} failed", error=True)
     return 1 if failures else 0
+
+
+def _deblur_all(args: argparse.Namespace, jobs: list[Job]) -> int:
+    """Returns the number of failures."""
+    from tqdm import tqdm
+
+    from .checkpoint import CheckpointError
+    from .files import remove_abandoned
+    from .scale.ray_data import EngineError
+
+    work, engine, failures = _work(args), _engine(args), []
+    for folder in {path.parent for job in jobs for path in job.outputs()}:
+        remove_abandoned(folder)
+    with _manifest(args, jobs, work) as manifest:
+        waiting = manifest.unfinished(jobs) if manifest else jobs
+        if manifest and len(waiting) < len(jobs):
+            _say(f"{len(jobs) - len(waiting)} of {len(jobs)} are done already, by {manifest.path}")
+        with tqdm(total=len(waiting), unit=" pictures", disable=None, leave=False) as bar:
+
+            def report(outcome: Outcome) -> None:
+                if manifest:
+                    manifest.record(outcome)
+                if outcome.error is not None:
+                    failures.append(outcome)
+                _announce(outcome)
+                bar.update()
+
+            try:
+                if waiting:
+                    engine(waiting, work, report)
+            except (CheckpointError, EngineError) as error:
+                raise CommandError(str(error)) from error
+    return len(failures)
+
+
+def _work(args: argparse.Namespace) -> Work:
+    from .checkpoint import CheckpointError, read_info
+    from .images import DEFAULT_MAX_PIXELS
+    from .scale.job import Work
+
+    work = Work(_settings(args), *_model_choice(args), max_pixels=args.max_pixels or DEFAULT_MAX_PIXELS)
+    try:
+        read_info(work.checkpoint)  # before anything is started that needs it
+    except CheckpointError as error:
+        raise CommandError(str(error)) from error
+    return work
+
+
+@contextmanager
+def _manifest(args: argparse.Namespace, jobs: Sequence[Job], work: Work) -> Iterator[Manifest | None]:
+    from .scale.manifest import MANIFEST_NAME, Manifest
+
+    if not (args.engine == "ray" if args.resume is None else args.resume):
+        yield None
+        return
+    if len(jobs) == 1 and jobs[0].target == Path(args.output):
+        raise CommandError(f"--resume keeps {MANIFEST_NAME} among the results: give a folder as output, ending with /")
+    with Manifest(Path(args.output), work.fingerprint()) as manifest:
+        yield manifest
+
+
+def _engine(args: argparse.Namespace) -> Callable[[list[Job], Work, Callable[[Outcome], None]], None]:
+    """What deblurs the pictures and reports each. CommandError if it is not there."""
+    import torch
+
+    from .scale.local import run_local
+    from .scale.ray_data import EngineError, require_ray, run_ray, share_cores
+
+    if args.engine == "local":
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        return partial(run_local, watch=_progress_bar, overlap=args.memory is None)
+    try:
+        require_ray()
+    except EngineError as error:
+        raise CommandError(str(error)) from error
+    workers, threads = share_cores(torch.get_num_threads(), args.workers, args.threads)
+    _say(f"Ray: up to {workers} pictures at a time, with {threads} threads each")
+    return partial(run_ray, workers=workers, threads=threads, warn=_warn)
+
+
+def _announce(outcome: Outcome) -> None:
+    job = outcome.job
+    if outcome.error is not None:
+        _say(f"failed: {outcome.error}", error=True)
+        return
+    _say(f"{job.source} -> {job.target} ({outcome.width}x{outcome.height}, {outcome.seconds:.1f} s)")
+    for name, path in job.extras.items():
+        _say(f"  {name}: {path}")
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises Terminated, where this thread may say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plan_jobs(inputs: Iterable[Path], output: str, extras: Sequence[str] = ()) -> tuple[list[Job], dict[Path, str]]:
@@ -321,19 +476,18 @@ def plan_jobs(inputs: Iterable[Path], output: str, extras: Sequence[str] = ()) -
     directly in it are taken. Raises CommandError where an input would be overwritten, two results would have
     the same name, or `output` fits neither a file nor a folder.
     """
+    from .scale.job import EXTRA_SUFFIXES, Job
+
     inputs = list(inputs)
     sources, failed = _find_pictures(inputs)
     folder = _is_folder_output(output, single=len(inputs) == 1 and not inputs[0].is_dir())
     jobs = []
     for source in sources:
         target = Path(output) / source.name if folder else Path(output)
-        beside = {name: target.with_name(f"{target.stem}.{name}{_EXTRA_SUFFIXES[name]}") for name in extras}
+        beside = {name: target.with_name(f"{target.stem}.{name}{EXTRA_SUFFIXES[name]}") for name in extras}
         jobs.append(Job(source, target, beside))
     _refuse_clashes(jobs)
     return jobs, failed
-
-
-_EXTRA_SUFFIXES = {"map": ".png", "pre-deblur": ".png", "compare": ".jpg"}
 
 
 def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
@@ -397,39 +551,6 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
                     f"{other.source} and {job.source} would both be written to {target}: "
                     "deblur them into different folders"
                 )
-
-
-def _deblur_file(model: RDDM, settings: DeblurSettings, job: Job) -> None:
-    from .callbacks import Callbacks
-    from .images import comparison_sheet, format_for, load_image, save_image
-    from .pipeline import deblur
-
-    format_for(job.target)  # an extension that cannot be written is known before the work
-    started = time.perf_counter()
-    loaded = load_image(job.source)
-    with _progress_bar(job.source.name) as report:
-        result = deblur(model, loaded.pixels[None], settings=settings, callbacks=Callbacks(progress=report))
-    image = result.image.mean(dim=0)
-    for name, path in job.extras.items():
-        if name == "map":
-            save_image(path, result.defocus_map[0].expand(3, -1, -1))
-        elif name == "pre-deblur":
-            save_image(path, result.pre_deblurred[0], like=loaded)
-        else:
-            save_image(path, comparison_sheet({"input": loaded.pixels, "deblurred": image}), quality=92)
-    save_image(job.target, image, like=loaded)
-    size = f"{image.shape[2]}x{image.shape[1]}"
-    _say(f"{job.source} -> {job.target} ({size}, {time.perf_counter() - started:.1f} s)")
-    for name, path in job.extras.items():
-        _say(f"  {name}: {path}")
-
-
-def _reason(source: Path, error: Exception) -> str:
-    """What went wrong with one picture, naming it, and the cure where memory ran out."""
-    text = str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or "memory" in text.lower():
-        text = f"out of memory, try --tile 512 or --working-size 1024 ({text.splitlines()[0]})"
-    return text if str(source) in text else f"{source}: {text}"
 
 
 # evaluate
@@ -672,22 +793,29 @@ def _settings(args: argparse.Namespace) -> DeblurSettings:
             samples=args.samples,
             tile=None if args.tile == "off" else args.tile,
             working_size=args.working_size,
+            memory=args.memory,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
 
 
 def _load_model(args: argparse.Namespace) -> RDDM:
-    import torch
+    from .checkpoint import CheckpointError, load_checkpoint
 
-    from .checkpoint import CheckpointError, default_checkpoint_path, load_checkpoint
-
-    dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    device = choose_device(args.device)
+    path, dtype, device = _model_choice(args)
     try:
-        return load_checkpoint(args.model or default_checkpoint_path(), dtype=dtypes[args.dtype], device=device)
+        return load_checkpoint(path, dtype=dtype, device=device)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
+
+
+def _model_choice(args: argparse.Namespace) -> tuple[Path, torch.dtype, torch.device]:
+    import torch
+
+    from .checkpoint import default_checkpoint_path
+
+    dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return args.model or default_checkpoint_path(), dtypes[args.dtype], choose_device(args.device)
 
 
 def choose_device(name: str) -> torch.device:
@@ -744,6 +872,10 @@ def _say(text: str, error: bool = False) -> None:
     tqdm.write(text, file=sys.stderr if error else sys.stdout)
 
 
+def _warn(text: str) -> None:
+    _say(f"warning: {text}", error=True)
+
+
 class _ProgressHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         _say(f"{record.levelname.lower()}: {record.getMessage()}", error=True)
@@ -780,6 +912,25 @@ def _word_or_number(*words: str) -> Callable[[str], str | int]:
         return int(text)
 
     return parse
+
+
+def _pixel_count(text: str) -> int:
+    return _quantity(text, {"": 1, "mp": 1_000_000}, "a number of pixels, or of megapixels as in 40MP")
+
+
+def _byte_count(text: str) -> int:
+    decimal = {f"{prefix}b": 1000**i for i, prefix in enumerate(("", "k", "m", "g", "t"))}
+    binary = {f"{prefix}ib": 1024**i for i, prefix in enumerate(("k", "m", "g", "t"), 1)}
+    return _quantity(text, decimal | binary, "a number with its unit: B, KB, MB, GB, KiB, MiB or GiB, as in 2GB")
+
+
+def _quantity(text: str, units: Mapping[str, int], wanted: str) -> int:
+    """A positive number with a unit, in the unit whose factor is 1."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?([a-z]*)", text.strip().lower(), re.ASCII)
+    value = round(float(match[1]) * units[match[2]]) if match and match[2] in units else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
+    return value
 
 
 def _named_file(text: str) -> tuple[str, Path]:

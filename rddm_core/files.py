@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
 import re
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-_PARTIAL = re.compile(r"\.([0-9a-f]{8})-([0-9]{1,9})-[0-9a-f]{32}\.partial")
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PARTIAL = re.compile(r"\.(\d+)-[0-9a-f]{32}\.partial")
 _ABANDONED_SECONDS = 24 * 3600
+"""Where files cannot be locked, what was not written to for so long counts as abandoned."""
 
 
 @contextmanager
@@ -21,34 +26,45 @@ def atomic_target(path: Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; on success that file replaces `path`.
 
     On any failure, Ctrl-C too, it is removed; what a killed process left in the folder goes at the next call
-    (`remove_abandoned`). Missing folders are made. The body creates the file.
+    (`remove_abandoned`). Missing folders are made. The body fills the file, which is there, empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
-    # Not made from the name of `path`, which may already be as long as the file system allows.
-    partial = path.parent / f".{_process_space()}-{os.getpid()}-{uuid.uuid4().hex}.partial"
+    partial, held = _create(path.parent)
     try:
-        yield partial
-        os.replace(partial, path)
+        with held:
+            if fcntl is None:
+                held.close()  # an open file could not be renamed
+            yield partial
+            os.replace(partial, path)
     finally:
         # After a replacement nothing is left to remove; after a failure or Ctrl-C the partial file goes.
         partial.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of `atomic_target` whose process runs no more, as after a kill.
+def remove_abandoned(folder: Path) -> bool:
+    """Remove what processes left in `folder` that were killed while they wrote; what is being written stays.
 
-    Whether it runs is known for processes of this machine (and container). Those of others, and all on Windows, go
-    once they were not written to for a day.
+    Returns whether something stays.
     """
-    with suppress(OSError), os.scandir(folder) as entries:  # a folder may be writable but not readable
-        for entry in entries:
-            if (name := _PARTIAL.fullmatch(entry.name)) is None:
+    partials = _partials(folder)
+    for partial in partials:
+        with suppress(OSError):  # another process may have removed it first
+            if fcntl is None:
+                if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                    partial.unlink()
                 continue
-            with suppress(OSError):  # another process may have removed it first
-                old = time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
-                if old or (name[1] == _process_space() and not _is_running(int(name[2]))):
-                    os.unlink(entry.path)
+            with partial.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
+                partial.unlink()
+    return any(partial.exists() for partial in partials)
+
+
+def remove_own_partials(folder: Path) -> None:
+    """Remove what threads of this process have not finished writing in `folder`: they then fail, and leave nothing."""
+    for partial in _partials(folder, os.getpid()):
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -57,21 +73,23 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
-def _process_space() -> str:
-    """Names the machine, and the container, within which a process id means one process."""
-    namespace = ""
-    with suppress(OSError):  # Linux alone has it
-        namespace = os.readlink("/proc/self/ns/pid")
-    return hashlib.blake2b(f"{platform.node()} {namespace}".encode(), digest_size=4).hexdigest()
+def _create(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked as long as it is open, which tells `remove_abandoned` that its writer lives."""
+    while True:
+        # Not made from the name of the target, which may already be as long as the file system allows.
+        partial = folder / f".{os.getpid()}-{uuid.uuid4().hex}.partial"
+        held = partial.open("xb")
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+        if partial.exists():  # else another process took it for abandoned before it was locked
+            return partial, held
+        held.close()
 
 
-def _is_running(pid: int) -> bool:
-    if os.name == "nt":
-        return True  # os.kill would end the process there, whatever the signal
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # of another user
-    return True
+def _partials(folder: Path, process: int | None = None) -> list[Path]:
+    with suppress(OSError), os.scandir(folder) as entries:  # a folder may be writable but not readable
+        names = [entry.name for entry in entries]
+        matches = [match for match in map(_PARTIAL.fullmatch, names) if match]
+        return [folder / match[0] for match in matches if process is None or int(match[1]) == process]
+    return []

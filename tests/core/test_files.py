@@ -1,4 +1,4 @@
-"""Atomic writing, and what killed processes leave behind."""
+"""Files appear whole or not at all, and what a killed writer leaves is found and removed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rddm_core.files import atomic_target, remove_abandoned, write_text
+from rddm_core.files import atomic_target, remove_abandoned, remove_own_partials, write_text
+
+ROOT = Path(__file__).parents[2]
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from rddm_core.files import atomic_target
+
+with atomic_target(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
 
 WRITER = """
 import sys, time
@@ -30,7 +44,7 @@ def partials(folder: Path) -> list[Path]:
 
 
 @pytest.fixture
-def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[str]:
+def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     """A process in the middle of writing tmp_path/b.png."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     command = [sys.executable, "-c", WRITER, str(tmp_path / "b.png")]
@@ -59,26 +73,69 @@ def test_ctrl_c_leaves_nothing(writer: subprocess.Popen[str], tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_partial_files_of_other_machines_go_after_a_day(tmp_path: Path) -> None:
-    with atomic_target(tmp_path / "x") as own:
-        own.touch()
-        space, pid, token = own.name[1:].removesuffix(".partial").split("-")
-        assert pid == str(os.getpid())
-    other = "0" * 8 if space != "0" * 8 else "1" * 8
-    files = {
-        "foreign, new": tmp_path / f".{other}-999999999-{token}.partial",
-        "foreign, old": tmp_path / f".{other}-999999998-{token}.partial",
-        "dead": tmp_path / f".{space}-999999999-{token}.partial",
-        "alive": tmp_path / f".{space}-{os.getpid()}-{token}.partial",
-        "not ours": tmp_path / ".download.partial",
-        "not ours, old": tmp_path / "report.partial",
-    }
-    for name, path in files.items():
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "a.txt")]
+    assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
+    (partial,) = os.listdir(tmp_path)
+    assert partial.endswith(".partial")
+    assert remove_abandoned(tmp_path) is False
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_being_written_stays(tmp_path: Path) -> None:
+    with atomic_target(tmp_path / "a.txt") as partial:
+        partial.write_text("whole")
+        assert remove_abandoned(tmp_path) is True
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert remove_abandoned(tmp_path) is False and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_writer_whose_partial_was_removed_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), atomic_target(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        remove_own_partials(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_partials_of_this_package_are_removed(tmp_path: Path) -> None:
+    others = [".a.partial", f".{os.getpid()}.partial", "a.partial", f".{os.getpid()}-{'0' * 31}.partial", "a.png"]
+    for name in others:
+        (tmp_path / name).touch()
+    foreign = tmp_path / f".1-{'0' * 32}.partial"
+    foreign.touch()
+    remove_own_partials(tmp_path)
+    assert foreign.exists()
+    assert remove_abandoned(tmp_path) is False
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+    assert remove_abandoned(tmp_path / "none") is False
+
+
+def test_without_locks_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr("rddm_core.files.fcntl", None)
+    new, old = (tmp_path / f".1-{digit * 32}.partial" for digit in "01")
+    for path in (new, old):
         path.touch()
-        if "old" in name:
-            os.utime(path, (time.time() - 100_000,) * 2)
-    remove_abandoned(tmp_path)
-    assert {name for name, path in files.items() if not path.exists()} == {"foreign, old", "dead"}
+    os.utime(old, (time.time() - 100_000,) * 2)
+    write_text(tmp_path / "a.txt", "a")
+    assert sorted(os.listdir(tmp_path)) == [new.name, "a.txt"]
+
+
+def test_a_file_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    lock, taken = fcntl.flock, []
+
+    def late(file: Any, flags: int) -> None:
+        if not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        lock(file, flags)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_text(tmp_path / "a.txt", "a")
+    assert taken and (tmp_path / "a.txt").read_text() == "a" and os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_folders_that_cannot_be_listed_are_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
