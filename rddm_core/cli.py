@@ -857,10 +857,10 @@ def _progress(items: Iterable[Any], unit: str, total: int | None = None) -> Iter
 
     started = said = time.monotonic()
     bar = tqdm(items, unit=f" {unit}", total=total, disable=None, leave=False)
-    for done, item in enumerate(bar):
+    for number, item in enumerate(bar, 1):
         now = time.monotonic()
         if bar.disable and now - said > PROGRESS_SECONDS:
-            _say(f"{done} of {bar.total} {unit} after {(now - started) / 60:.1f} min", error=True)
+            _say(f"{unit}: {number} of {bar.total} after {(now - started) / 60:.1f} min", error=True)
             said = now
         yield item
 

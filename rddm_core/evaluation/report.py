@@ -250,9 +250,10 @@ def _gain_plots(scored: Sequence[PairScores], main: str, peers: Sequence[str]) -
     axes = figure.subplots(1, 3 if known else 2)
     ordered = sorted(scored, key=lambda r: _gain(r, main))
     heights = [_gain(r, main) for r in ordered]
-    axes[0].bar(range(len(heights)), heights, color=["#b44" if g < 0 else "#468" for g in heights], label=main)
-    for peer in peers:
-        axes[0].plot(range(len(ordered)), [_gain(r, peer) for r in ordered], "_", markersize=9, label=peer)
+    axes[0].bar(range(len(heights)), heights, color=["#b44" if g < 0 else "#468" for g in heights])
+    for number, peer in enumerate(peers, 1):
+        places = [_gain(r, peer) for r in ordered]
+        axes[0].plot(range(len(places)), places, "o", color=f"C{number}", markersize=4, label=peer)
     if peers:
         axes[0].legend(fontsize="small")
     axes[0].set(title=f"{main}: PSNR gain per pair", xlabel="pair, by gain", ylabel="dB")
@@ -298,7 +299,7 @@ def _curve(summaries: Sequence[Summary]) -> str:
     shown = {name: members for name, members in families.items() if len(members) > 1}
     if not shown or (rows[0], "haarpsi") not in means:
         return ""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
     axis = figure.subplots()
     for name, members in shown.items():
         x, y = ([means[row, metric] for row in members] for metric in ("psnr", "haarpsi"))
