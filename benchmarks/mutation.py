@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/core/test_diffusion.py", "tests/core/test_tiling.py", "tests/core/test_merge.py")
+TESTS = tuple(f"tests/core/test_{name}.py" for name in ("diffusion", "tiling", "tiling_exact", "merge"))
 COPIED = ("rddm_core", "tests/core", "tests/support", "tests/conftest.py", "tests/pytest.ini", "pyproject.toml")
 MERGE = re.compile(r"^@torch\.inference_mode\(\)\n(def merge_residual.*?\n)(?=\n\n\S)", re.DOTALL | re.MULTILINE)
 SETTINGS = """[mutmut]

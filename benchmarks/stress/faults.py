@@ -33,6 +33,8 @@ from common import (
 KINDS: tuple[Literal["at any time", "at work", "while writing"], ...] = ("at any time", "at work", "while writing")
 KILLS_PER_RUN = 5
 """After so many kills the run is left to complete, and compared."""
+MANIFEST = "manifest.jsonl"
+"""What `deblur --resume` keeps among the results; it holds times."""
 SIZES = ((96, 128), (160, 120), (64, 200), (384, 512))
 TRAINING_STEPS = 6
 ORPHANS_MAY_LIVE = 30.0
@@ -96,29 +98,34 @@ def watch_course(command: list[str | Path], log: Path, env: dict[str, str], fold
 
 
 def kill_deblur(options: Options, work: Path) -> Outcome:
-    """Kill `deblur` on a folder at random moments; what is finished is whole, and a restart completes."""
+    """Kill `deblur` on a folder at random moments; what is finished is whole, and a restart completes.
+
+    The runs take turns: into an empty folder, over the results of the run before, and with --resume into an empty one.
+    """
     pictures, out, log = work / "in", work / "out", work / "log"
     write_pictures(pictures, SIZES)
     extras = ["--save-map", "--compare"]
     command = [*PROGRAM, "deblur", pictures, "-o", f"{out}/", *extras]
     course = watch_course(command, log, environment(), out)
     wanted = digests(out)
-    shutil.rmtree(out)
     rng = np.random.default_rng(options.seed)
     kinds: Counter[str] = Counter()
-    left = wrong = completed = litter = 0
-    for number in range(1, options.times + 1):
-        kind = KINDS[number % len(KINDS)]
-        kinds[kind] += _kill(command, log, environment(), out, course, kind, rng).reached
-        left += len(partial_files(out))
-        wrong += sum(wanted[name] != digest for name, digest in digests(out).items())
-        if number % KILLS_PER_RUN == 0 or number == options.times:
-            complete(command, log, environment())
-            completed += digests(out) == wanted
-            litter += len(partial_files(out))
-            if completed % 2:  # every other run meets finished files
-                shutil.rmtree(out)
-    runs = -(-options.times // KILLS_PER_RUN)
+    number = left = wrong = completed = litter = runs = 0
+    while number < options.times:
+        if runs % 3 != 1:
+            shutil.rmtree(out)
+        this_run = [*command, "--resume"] if runs % 3 == 2 else command
+        for _ in range(min(KILLS_PER_RUN, options.times - number)):
+            number += 1
+            kind = KINDS[number % len(KINDS)]
+            kinds[kind] += _kill(this_run, log, environment(), out, course, kind, rng).reached
+            left += len(partial_files(out))
+            finished = {name: digest for name, digest in digests(out).items() if name != MANIFEST}
+            wrong += sum(wanted[name] != digest for name, digest in finished.items())
+        complete(this_run, log, environment())
+        runs += 1
+        completed += {name: digest for name, digest in digests(out).items() if name != MANIFEST} == wanted
+        litter += len(partial_files(out))
     figures = {
         "kills": dict(kinds),
         "partial files right after kills": left,

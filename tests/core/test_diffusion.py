@@ -106,6 +106,8 @@ def test_forward_process_broadcasts_and_keeps_the_precision_of_the_picture():
     for b, (a, s) in enumerate(((0.5, math.sqrt(0.75)), (0.9, math.sqrt(0.19)))):
         assert torch.allclose(x_t[b], a * x_0[b] + s * noise[b], atol=1e-6)
     assert q_sample(x_0.half(), noise.half(), bars).dtype == torch.float16
+    elsewhere = q_sample(x_0.to("meta"), noise.to("meta"), bars)  # mixing devices is an error, as on a GPU
+    assert elsewhere.device.type == "meta"
 
 
 @pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)

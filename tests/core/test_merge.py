@@ -73,6 +73,7 @@ def test_a_mask_of_another_size_is_resized() -> None:
 
 
 def test_results_are_single_precision_and_inputs_stay() -> None:
+    assert merge_residual(plane(0.5), plane(0.6), plane(0.1).double()).dtype == torch.float32
     inputs = [plane(0.5).half(), plane(0.6).double(), plane(0.1).bfloat16()]
     copies = [x.clone() for x in inputs]
     merged = merge_residual(*inputs)
