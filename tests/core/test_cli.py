@@ -274,6 +274,13 @@ def test_tiles_and_working_size_reach_the_pipeline(run, tmp_path: Path) -> None:
         ["--steps", "x"],
         ["--samples", "0"],
         ["--dtype", "int8"],
+        ["--memory", "2"],
+        ["--memory", "0GB"],
+        ["--memory", "GB"],
+        ["--max-pixels", "0"],
+        ["--max-pixels", "2GB"],
+        ["--workers", "0"],
+        ["--engine", "spark"],
     ],
 )
 def test_senseless_options_exit_with_2(run, tmp_path: Path, options: list[str]) -> None:  # type: ignore[no-untyped-def]
@@ -293,6 +300,84 @@ def test_senseless_options_exit_with_2(run, tmp_path: Path, options: list[str]) 
 def test_settings_out_of_range(run, tmp_path: Path, options: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", *options)
     assert code == 1 and message in error
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512B", 512),
+        ("2GB", 2_000_000_000),
+        ("1.5 GiB", 3 << 29),
+        (".5mb", 500_000),
+        ("64KiB", 65_536),
+        ("1TB", 10**12),
+    ],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    options = cli.build_parser().parse_args(["deblur", "a.png", "-o", "out", "--memory", text])
+    assert options.memory == size
+
+
+def test_pixels_are_counted_or_in_megapixels(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    for limit in ("1199", "0.0011mp"):
+        code, _, error = run(source, "-o", tmp_path / "out", "--max-pixels", limit)
+        assert code == 1 and "a.png has 40x30 pixels, more than" in error
+    assert run(source, "-o", tmp_path / "out", "--max-pixels", "1200")[0] == 0
+
+
+def test_resume_goes_on_where_a_run_stopped(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source, out = tmp_path / "in", tmp_path / "out"
+    photo(source / "a.png", 1)
+    (source / "b.png").write_text("none")
+    assert run(source, "-o", out, "--resume")[0] == 1
+    assert files(out) == ["a.png", "manifest.jsonl"]
+    photo(source / "b.png", 2)
+    code, shown, _ = run(source, "-o", out, "--resume")
+    assert code == 0 and "1 of 2 are done already" in shown and shown.count("->") == 1 and "b.png (" in shown
+    code, shown, _ = run(source, "-o", out, "--resume")
+    assert code == 0 and "2 of 2 are done already" in shown and "->" not in shown
+    for changed in (["--seed", 1], ["--dtype", "bf16"], ["--save-map"]):
+        code, shown, _ = run(source, "-o", out, "--resume", *changed)
+        assert code == 0 and shown.count("->") == 2, changed
+    assert run(source, "-o", out)[1].count("->") == 2, "without --resume everything is deblurred again"
+
+
+def test_resume_needs_a_folder(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "b.png", "--resume")
+    assert code == 1 and "give a folder" in error
+    assert files(tmp_path) == ["a.png"]
+
+
+def test_workers_need_their_engine(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", "--workers", 2)
+    assert code == 1 and "--workers needs --engine ray" in error
+
+
+def test_threads_are_set(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    before = torch.get_num_threads()
+    try:
+        assert run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", "--threads", 2)[0] == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_a_killed_run_left_half_is_removed(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".1-{'0' * 32}.partial").write_text("half")
+    assert run(photo(tmp_path / "a.png"), "-o", tmp_path / "out")[0] == 0
+    assert files(tmp_path / "out") == ["a.png"]
+
+
+@pytest.mark.parametrize("code", [0, 1, 130, 143])
+def test_the_program_ends_with_the_code_of_the_command(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    ended = []
+    monkeypatch.setattr(cli, "main", lambda: code)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as stop:
+        cli.program()
+    assert stop.value.code == code and ended == ([code] if code > 1 else [])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
