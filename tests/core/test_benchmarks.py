@@ -156,7 +156,7 @@ class TestProcess:
         file = tmp_path / "a.jpg"
         assert in_fresh_process(pictures.save_photograph, path=str(file), height=8, width=8) is None
         assert file.stat().st_size > 0
-        with pytest.raises(MeasurementError, match="ended with 1: .*height"):
+        with pytest.raises(MeasurementError, match="ended with 1: .*negative dimension"):
             in_fresh_process(pictures.save_photograph, path=str(file), height=-8, width=8)
 
     def test_a_command_and_its_memory(self) -> None:
