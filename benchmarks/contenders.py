@@ -29,8 +29,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def measure(contender: str, size: tuple[int, int], steps: int, dtype: str, threads: int) -> dict[str, Any]:
     """Seconds of a run on the photograph of `size` (height, width), and MB above the process with the network loaded.
 
-    Memory counts the picture's own pixels. For the pipeline (in tiles of "auto", at full working size) `stages` has
-    the seconds of each stage; what is missing to the whole is cutting, blending, noise and checks.
+    Memory counts the picture's own pixels. For the pipeline (in tiles of "auto", at full working size, the result alone
+    kept) `stages` has the seconds of each network; what is missing to the whole is cutting, noise, merging and checks.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def measure(contender: str, size: tuple[int, int], steps: int, dtype: str, threa
         settings = DeblurSettings(steps=steps, working_size="full")
 
         def work() -> object:
-            return deblur(network, picture, settings=settings)
+            return deblur(network, picture, settings=settings, keep_stages=False)
     else:
 
         def work() -> object:
@@ -93,7 +93,7 @@ class StageClock:
         self.seconds: dict[str, float] = {}
 
     def watch(self, model: RDDM) -> None:
-        """Time the calls of `model` and of the pipeline's merge in this process from now on."""
+        """Time the calls of `model` from now on."""
         denoiser = model.denoiser
         for stage, owner, name in (
             ("estimator", model.estimator, "forward"),
@@ -101,7 +101,6 @@ class StageClock:
             ("guidance", model.guidance, "forward"),
             ("condition", denoiser, "encode_condition"),
             ("step", denoiser, "forward"),
-            ("merge", pipeline, "merge_residual"),
         ):
             setattr(owner, name, self._timed(stage, getattr(owner, name)))
 
@@ -121,14 +120,14 @@ def stage_works(model: RDDM, size: tuple[int, int]) -> Mapping[str, Callable[[],
     picture = photograph(*size)
     defocus_map = pipeline.estimate_defocus_map(model, picture)
     guess = pipeline.pre_deblur(model, picture, defocus_map)
-    guidance = model.guidance(guess)
+    guidance = pipeline.encode_guidance(model, guess)
     condition = model.denoiser.encode_condition(guess, defocus_map)
     noise, t = torch.randn_like(picture), torch.full((1,), model.config.diffusion.timesteps)
     residual = model.denoiser(noise, t, condition, guidance) / model.residual_scale
     return {
         "estimator": lambda: pipeline.estimate_defocus_map(model, picture),
         "pre-deblur": lambda: pipeline.pre_deblur(model, picture, defocus_map),
-        "guidance": lambda: model.guidance(guess),
+        "guidance": lambda: pipeline.encode_guidance(model, guess),
         "condition": lambda: model.denoiser.encode_condition(guess, defocus_map),
         "step": lambda: model.denoiser(noise, t, condition, guidance),
         "merge": lambda: pipeline.merge_residual(picture, guess, residual),

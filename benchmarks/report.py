@@ -16,6 +16,8 @@ from .speed import find
 from .tiles import HEADER as TILE_HEADER
 from .tiles import format_row as format_tile_row
 
+NETWORK_STAGES = STAGES[:-1]
+REST = "tiles, noise, merge"
 Figures = dict[str, Any]
 """Part -> what it found; parts that were not measured are missing."""
 
@@ -342,13 +344,13 @@ def write_plots(figures: Figures, folder: Path) -> list[str]:
     axes = shares.subplots()
     ours = [r for r in usual if r["contender"] == PIPELINE]
     start = [0.0] * len(ours)
-    for stage in (*STAGES, "rest"):
+    for stage in (*NETWORK_STAGES, REST):
         values = [_stage_seconds(r, stage) / math.prod(SIZES[r["megapixels"]]) * 1e6 for r in ours]
         axes.barh([f"{r['megapixels']} MP" for r in ours], values, left=start, label=stage)
         start = [a + b for a, b in zip(start, values, strict=True)]
     axes.set(xlabel="microseconds per pixel, whole pipeline")
     axes.invert_yaxis()
-    axes.legend(fontsize=7, ncols=len(STAGES) + 1, loc="lower right")
+    axes.legend(fontsize=7, ncols=len(NETWORK_STAGES) + 1, loc="lower right")
     for name, figure in (("cost.png", cost), ("stages.png", shares)):
         with atomic_target(folder / name) as partial:
             figure.savefig(partial, dpi=100, format="png")
@@ -356,6 +358,6 @@ def write_plots(figures: Figures, folder: Path) -> list[str]:
 
 
 def _stage_seconds(row: dict[str, Any], stage: str) -> float:
-    if stage == "rest":
+    if stage == REST:
         return max(0.0, row["seconds"]["median"] - sum(row["stages"].values()))
     return float(row["stages"].get(stage, 0.0))
