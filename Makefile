@@ -20,10 +20,10 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
 .DELETE_ON_ERROR:
-.PHONY: help deblur test bench report lint typecheck check clean
+.PHONY: help deblur test bench bench-quick report lint typecheck check clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 	$(RUN) -m rddm_core deblur "$(IMAGE)" -o "$(OUT)/" --compare $(OPTIONS)
@@ -31,8 +31,11 @@ deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 test: $(TEST_STAMP) ## run all tests
 	$(RUN) -m pytest -c tests/pytest.ini tests
 
-bench: $(TEST_STAMP) ## time and memory beside NAFNet-w32 (Linux, some minutes)
-	$(RUN) benchmarks/speed.py
+bench: $(TEST_STAMP) ## time, memory, profile and tiles into benchmarks/RESULTS.md (Linux, 20 minutes; OPTIONS="--only tiles")
+	$(RUN) -m benchmarks $(OPTIONS)
+
+bench-quick: $(TEST_STAMP) ## three figures beside NAFNet-w32 as one line of JSON (Linux, 3 minutes)
+	@$(RUN) -m benchmarks --quick
 
 report: $(TEST_STAMP) ## measure everything on RDDM_DATA=folder (split SPLIT) into OUT/report.html
 	@test -d "$(RDDM_DATA)" || { echo "Say where the image collection is: make report RDDM_DATA=/path/to/it"; exit 1; }
