@@ -22,10 +22,10 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
 .DELETE_ON_ERROR:
-.PHONY: help deblur test coverage bench stress mutation report lint typecheck check clean
+.PHONY: help deblur test coverage bench bench-quick stress mutation report lint typecheck check clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 	$(RUN) -m rddm_core deblur "$(IMAGE)" -o "$(OUT)/" --compare $(OPTIONS)
@@ -37,8 +37,11 @@ coverage: $(TEST_STAMP) ## lines that the tests run, per module; fails below 90 
 	$(RUN) -m pytest -c tests/pytest.ini tests --cov=rddm_core --cov=nodes --cov-config=pyproject.toml \
 		--cov-report=term --cov-fail-under=90
 
-bench: $(TEST_STAMP) ## time and memory beside NAFNet-w32 (Linux, some minutes)
-	$(RUN) benchmarks/speed.py
+bench: $(TEST_STAMP) ## time, memory, profile and tiles into benchmarks/RESULTS.md (Linux, 20 minutes; OPTIONS="--only tiles")
+	$(RUN) -m benchmarks $(OPTIONS)
+
+bench-quick: $(TEST_STAMP) ## three figures beside NAFNet-w32 as one line of JSON (Linux, 3 minutes)
+	@$(RUN) -m benchmarks --quick
 
 stress: $(TEST_STAMP) ## kills, Ctrl-C, exhausted memory, long runs (Linux): benchmarks/STRESS.md
 	$(RUN) benchmarks/stress --write $(OPTIONS)
