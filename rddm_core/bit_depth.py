@@ -1,8 +1,8 @@
 """PNG and TIFF files with more than 8 bits per channel, which Pillow handles with a single channel alone.
 
-They are read by tifffile (TIFF) and imagecodecs (PNG, and the compression of TIFF): the extra `depth`. PNG is
-written by imagecodecs. TIFF is written here, uncompressed, through Pillow's tag directory: tifffile writes no
-EXIF folders.
+TIFF is read by tifffile, which takes most compressions from imagecodecs: the extra `depth`. PNG is read by Pillow, once
+for the high and once for the low bytes. Both are written here, strip by strip: tifffile writes no EXIF folders, and the
+libraries that write PNG with 16 bits hold the picture two more times.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from .planes import Block
+from .planes import Block, strips
 
 INSTALL = "pip install tifffile imagecodecs"
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 259, 262, 339
@@ -31,7 +31,8 @@ _PREMULTIPLIED, _TRANSPARENCY = 1, 2
 # eyes have looked at.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 50000)
 _READ_BYTES = 1 << 22
-_PNG_SIGNATURE_AND_HEADER = 8 + 25
+_PNG_COMPRESSION = 3
+"""Of zlib. The noise in the low bytes does not compress: 6 gains 1 % and takes half as long again."""
 
 
 class UnsuitableError(ValueError):
@@ -142,17 +143,17 @@ def open_tiff(path: Path, directory: Mapping[int, Any], max_pixels: int) -> Iter
         )
 
 
-def read_png(path: Path, size: tuple[int, int]) -> DeepPicture:
-    """A PNG with 16 bits per channel whose header promised `size`, height and width.
-
-    Raises UnsuitableError where imagecodecs is missing; a damaged file raises what that library makes of it.
-    """
-    values = _library("imagecodecs").png_decode(path.read_bytes())
-    values = values.reshape(*values.shape[:2], -1)
-    if values.shape[:2] != size or values.dtype != np.uint16:
-        raise ValueError("its header is not clear")
-    channels = values.shape[2]
-    return DeepPicture(size, channels < 3, channels in (2, 4), False, 16, 65535.0, iter([Block(values)]))
+def read_png(path: Path) -> DeepPicture:
+    """A PNG for which `is_deep_png` holds. A damaged file raises what Pillow makes of it."""
+    with Image.open(path, formats=["PNG"]) as image:
+        rawmode, size, key = str(image.tile[0][3]), (image.height, image.width), image.info.get("transparency")
+    # Of 16 bits Pillow keeps 8, by default the high ones; told that the bytes come in the other order, the low ones.
+    # For grey with alpha it knows one order only, but as four channels it shows all of the bytes.
+    rawmodes = {"I;16B": ("I;16B",), "LA;16B": ("RGBA",)}.get(rawmode, (rawmode, rawmode.replace("16B", "16L")))
+    pictures = [_png_bytes(path, name) for name in rawmodes]
+    grey = rawmode in ("I;16B", "LA;16B")
+    alpha = rawmode in ("LA;16B", "RGBA;16B") or key is not None
+    return DeepPicture(size, grey, alpha, False, 16, 65535.0, _png_blocks(pictures, key))
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -160,6 +161,31 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         limit = f"{max_pixels / 1e6:.0f} megapixels"
         raise UnsuitableError(f"has {width}x{height} pixels, more than {limit}: reduce it first")
+
+
+def _png_bytes(path: Path, rawmode: str) -> Image.Image:
+    """The picture, the bytes of each pixel unpacked as `rawmode` says."""
+    with Image.open(path, formats=["PNG"]) as image:
+        image.tile = [(*image.tile[0][:3], rawmode)]  # type: ignore[list-item]
+        image.load()
+    return image
+
+
+def _png_blocks(pictures: list[Image.Image], key: Any) -> Iterator[Block]:
+    """key: the value or colour that is transparent, or None."""
+    for top, bottom in strips(pictures[0].height, pictures[0].width):
+        parts = [np.asarray(picture.crop((0, top, picture.width, bottom))) for picture in pictures]
+        parts = [part.reshape(*part.shape[:2], -1).astype(np.uint16) for part in parts]
+        if len(parts) == 2:
+            values = parts[0] << 8 | parts[1]
+        elif parts[0].shape[2] == 4:
+            values = parts[0][:, :, ::2] << 8 | parts[0][:, :, 1::2]
+        else:
+            values = parts[0]
+        if key is not None:
+            seen = (values != np.asarray(key)).any(axis=2, keepdims=True)
+            values = np.concatenate((values, seen * np.uint16(65535)), axis=2)
+        yield Block(values, top)
 
 
 def _tiff_blocks(page: Any, inverted_white: float | None) -> Iterator[Block]:
@@ -188,31 +214,44 @@ def _library(name: str) -> Any:
 
 def write_png(
     handle: BinaryIO,
-    values: np.ndarray,
+    rows: Iterable[np.ndarray],
+    size: tuple[int, int],
     *,
+    channels: int,
     icc: bytes | None = None,
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> None:
-    """Write uint16 values [H, W, C], C from 1 (grey) to 4 (RGB and alpha), as PNG.
+    """Write uint16 strips [h, W, C] as PNG.
 
-    Raises UnsuitableError where imagecodecs is missing.
+    Args:
+        size: height and width.
+        channels: C, from 1 (grey) to 4 (RGB and alpha).
     """
-    encoded = memoryview(_library("imagecodecs").png_encode(values))
-    handle.write(encoded[:_PNG_SIGNATURE_AND_HEADER])
+    colour_type = (0, 4, 2, 6)[channels - 1]
+    handle.write(b"\x89PNG\r\n\x1a\n")
+    _write_chunk(handle, b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], 16, colour_type, 0, 0, 0))
     if icc:
         _write_chunk(handle, b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
     if dpi:
-        per_metre = (round(x / 0.0254) for x in dpi)
-        _write_chunk(handle, b"pHYs", struct.pack(">IIB", *per_metre, 1))
+        _write_chunk(handle, b"pHYs", struct.pack(">IIB", *(round(x / 0.0254) for x in dpi), 1))  # 1: per metre
     if exif:
         _write_chunk(handle, b"eXIf", exif.removeprefix(b"Exif\0\0"))
-    handle.write(encoded[_PNG_SIGNATURE_AND_HEADER:])
+    deflate, pixel = zlib.compressobj(_PNG_COMPRESSION), 2 * channels
+    for strip in rows:
+        lines = strip.astype(">u2").view(np.uint8).reshape(len(strip), -1)
+        filtered = np.empty((lines.shape[0], lines.shape[1] + 1), np.uint8)
+        filtered[:, 0] = 1  # filter "Sub": each byte less that of the pixel before it
+        filtered[:, 1 : 1 + pixel] = lines[:, :pixel]
+        np.subtract(lines[:, pixel:], lines[:, :-pixel], out=filtered[:, 1 + pixel :])
+        _write_chunk(handle, b"IDAT", deflate.compress(filtered))
+    _write_chunk(handle, b"IDAT", deflate.flush())
+    _write_chunk(handle, b"IEND", b"")
 
 
 def write_tiff(
     handle: BinaryIO,
-    strips: Iterator[np.ndarray],
+    rows: Iterable[np.ndarray],
     size: tuple[int, int],
     *,
     channels: int,
@@ -251,7 +290,7 @@ def write_tiff(
         directory[TiffImagePlugin.RESOLUTION_UNIT] = 2  # inch
         directory[TiffImagePlugin.X_RESOLUTION], directory[TiffImagePlugin.Y_RESOLUTION] = dpi
     directory.save(handle)
-    for strip in strips:
+    for strip in rows:
         handle.write(strip.astype(strip.dtype.newbyteorder("<"), copy=False).data)
 
 

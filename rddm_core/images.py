@@ -104,11 +104,12 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
     """Read a still photograph: JPEG, PNG, WebP, TIFF or BMP, of any colour mode.
 
     EXIF orientation is applied. CMYK is converted to sRGB, by its profile where there is one. 16 bits per channel
-    (PNG, TIFF) and floating point (TIFF) keep their depth; other than for plain grey pictures that needs the extra
-    `depth`. Floating-point values are taken as they are, not as linear light, and must lie in 0..1; an overshoot of
-    up to 0.1 is clipped with a logged warning. Of a TIFF with several pages the first is read.
+    (PNG, TIFF) and floating point (TIFF) keep their depth; TIFF other than plain grey needs the extra `depth` for it.
+    Floating-point values are taken as they are, not as linear light, and must lie in 0..1; an overshoot of up to 0.1
+    is clipped with a logged warning. Of a TIFF with several pages the first is read.
 
-    Beside the result, memory is taken for the decoded file alone (for JPEG, PNG and BMP: 4 bytes per pixel).
+    Beside the result, memory is taken for the decoded file alone: 4 bytes per pixel, 8 for PNG with 16 bits in colour,
+    12 for a TIFF of floating point in one strip, and what the decoder needs (WebP: 8 bytes per pixel more).
 
     Raises ImageError for a missing, unreadable, empty, damaged, animated or foreign file, for more than `max_pixels`
     (checked before decoding), for floating-point pixels out of range, and where the extra is missing.
@@ -152,10 +153,9 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
     writer cannot hold EXIF folders). 16 bits go into PNG and TIFF, floating point into TIFF. What a format cannot hold
     is left out with a logged warning. The file appears whole or not at all.
 
-    Memory is taken for one copy of the picture with 8 or 16 bits per channel; a TIFF of more than 8 bits takes none.
+    Memory is taken for one copy of the picture with 8 bits per channel; writing more bits takes none.
 
-    Raises ImageError for an unknown extension, pixels that are no picture, a file that cannot be written, and, for PNG
-    of 16 bits in colour, where the extra `depth` is missing.
+    Raises ImageError for an unknown extension, pixels that are no picture, or a file that cannot be written.
     """
     path = Path(path)
     format = format_for(path)
@@ -177,7 +177,7 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
         raise ImageError(f"{path}: the picture holds NaN or infinite values; {cure}") from error
     except OSError as error:
         raise ImageError(f"{path} could not be written: {_CURES.get(error.errno or 0, error)}") from error
-    except Exception as error:  # missing libraries, or metadata that an encoder rejects
+    except Exception as error:  # metadata that an encoder rejects
         raise ImageError(f"{path} could not be written: {error}") from error
 
 
@@ -233,12 +233,11 @@ def _read(path: Path, max_pixels: int) -> LoadedImage:
         # The further pages of a TIFF and the depth map or second view of a phone's JPEG are no animation.
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise ImageError(f"{path} is animated: export the frame that you want as a still picture")
-        size, deep = (image.height, image.width), bit_depth.is_deep_png(image)
-        if not deep:
+        if not bit_depth.is_deep_png(image):
             return _from_pillow(image, path)
         metadata = _metadata(image, path)
     del image  # to know its EXIF block, Pillow has decoded it
-    return _from_deep(bit_depth.read_png(path, size), metadata, path)
+    return _from_deep(bit_depth.read_png(path), metadata, path)
 
 
 @dataclass(frozen=True)
@@ -432,36 +431,23 @@ def _writer(path: Path, format: str, pixels: Tensor, like: LoadedImage, quality:
 
     def with_pillow(handle: BinaryIO) -> None:
         options = _save_options(path, format, quality, like)
-        if bits == 16:
-            image = Image.fromarray(_joined(rows, size, 1)[:, :, 0])
-        else:
-            image = Image.new(("L", "LA", "RGB", "RGBA")[channels - 1], size[::-1])
-            top = 0
-            for strip in rows:
-                image.paste(Image.fromarray(strip.squeeze(2) if channels == 1 else strip), (0, top))
-                top += len(strip)
+        image = Image.new(("L", "LA", "RGB", "RGBA")[channels - 1], size[::-1])
+        top = 0
+        for strip in rows:
+            image.paste(Image.fromarray(strip.squeeze(2) if channels == 1 else strip), (0, top))
+            top += len(strip)
         image.save(handle, format=format, **options)
 
     def deep_png(handle: BinaryIO) -> None:
-        values = _joined(rows, size, channels)
-        bit_depth.write_png(handle, values, icc=like.icc, exif=like.exif, dpi=like.dpi)
+        bit_depth.write_png(handle, rows, size, channels=channels, icc=like.icc, exif=like.exif, dpi=like.dpi)
 
     def deep_tiff(handle: BinaryIO) -> None:
         exif = _photo_tags(_parsed(like.exif)) if like.exif else None
         bit_depth.write_tiff(handle, rows, size, channels=channels, bits=bits, icc=like.icc, exif=exif, dpi=like.dpi)
 
-    if bits == 8 or (format, channels) == ("PNG", 1):
+    if bits == 8:
         return with_pillow
     return deep_png if format == "PNG" else deep_tiff
-
-
-def _joined(rows: Iterator[np.ndarray], size: tuple[int, int], channels: int) -> np.ndarray:
-    values = np.empty((*size, channels), np.uint16)
-    top = 0
-    for strip in rows:
-        values[top : top + len(strip)] = strip
-        top += len(strip)
-    return values
 
 
 def _alpha_to_write(path: Path, format: str, pixels: Tensor, like: LoadedImage) -> Tensor | None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STRIP_PIXELS = 1 << 20
+STRIP_PIXELS = 1 << 18
 """Strips of whole rows hold about this many pixels."""
 
 
