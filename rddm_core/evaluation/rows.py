@@ -115,6 +115,11 @@ class _Work:
     def result(self) -> DeblurResult:
         return deblur(self.model, self.image, settings=self.settings)
 
+    def pre_deblurred(self) -> Tensor:
+        guess = self.result.pre_deblurred
+        assert guess is not None  # `deblur` keeps it, unless told otherwise
+        return guess[0]
+
     @cached_property
     def samples(self) -> Tensor:
         return deblur(self.model, self.image, settings=replace(self.settings, samples=self.drawn)).image
@@ -148,7 +153,7 @@ _PLAIN_ROWS: Mapping[str, Callable[[_Work], Tensor]] = {
     "unsharp": _Work.unsharp,
     "wiener": lambda work: work.deconvolved("wiener"),
     "richardson-lucy": lambda work: work.deconvolved("richardson_lucy"),
-    "pre-deblurred": lambda work: work.result.pre_deblurred[0],
+    "pre-deblurred": _Work.pre_deblurred,
     "final": lambda work: work.result.image.mean(dim=0),
     "map-zeroed": lambda work: work.with_map(torch.zeros_like),
     "map-inverted": lambda work: work.with_map(lambda defocus_map: 1 - defocus_map),

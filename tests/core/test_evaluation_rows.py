@@ -71,7 +71,7 @@ def test_rows_share_what_they_have_in_common(model: RDDM, picture: Tensor) -> No
     # Layers within the networks: hooks of these themselves see the calls that are answered from memory, too.
     counted: dict[str, torch.nn.Module] = {
         "estimator": model.estimator.segformer,
-        "pre_deblur": model.pre_deblur.intro,
+        "pre_deblur": model.pre_deblur.outro,
         "guidance": model.guidance.backbone,
         "denoiser": model.denoiser.time,
     }
