@@ -326,8 +326,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=_byte_count,
         metavar="SIZE",
-        help="what tiles and buffers of one picture may take, as in 2GB or 1.5GiB; decides the size of tiles with "
-        "--tile auto (default: tiles for large pictures only)",
+        help="what one picture may take, as in 2GB or 1.5GiB: itself, the result and the networks' work; decides the "
+        "size of tiles with --tile auto (default: tiles of 1408 pixels for pictures above 2 megapixels)",
     )
 
 
