@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="MP", help=", ".join(SIZES)
     )
-    parser.add_argument("--rounds", type=int, help="of the part speed, instead of 3 up to 1 megapixel and 2 above")
+    parser.add_argument(
+        "--rounds", type=int, help="of the part speed, instead of 3 for quick and 1 or 2 for long cases"
+    )
     parser.add_argument(
         "--output", type=Path, default=RESULTS, metavar="FILE", help="results.json; the rest is beside it"
     )
@@ -85,8 +87,8 @@ def measure_speed(args: argparse.Namespace) -> Any:
     steps = read_info(default_checkpoint_path()).recommended_steps
     rows = []
     for size in args.sizes:
-        runs = speed.take_turns(speed.cases(size, steps), args.rounds or speed.rounds(size), measure_case)
-        rows += speed.summarise(runs)
+        counts = {case: args.rounds or speed.rounds(case) for case in speed.cases(size, steps)}
+        rows += speed.summarise(speed.take_turns(counts, measure_case))
     return {"default_steps": steps, "rows": rows}
 
 
@@ -202,7 +204,7 @@ def quick() -> dict[str, float]:
     """
     steps = read_info(default_checkpoint_path()).recommended_steps
     ours, peer = speed.Case(contenders.PIPELINE, TARGET_SIZE, steps), speed.Case(contenders.NAFNET, TARGET_SIZE)
-    rows = speed.summarise(speed.take_turns([peer, ours], 3, measure_case))
+    rows = speed.summarise(speed.take_turns({peer: 3, ours: 3}, measure_case))
     large = measure_case(speed.Case(contenders.PIPELINE, "12", steps))
     if failed := [r["error"] for r in [*rows, large] if "error" in r]:
         raise SystemExit(f"a measurement failed: {failed[0]}")

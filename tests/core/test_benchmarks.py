@@ -21,14 +21,15 @@ def run(seconds: float, megabytes: float = 100.0, **stages: float) -> speed.Run:
 
 class TestSpeed:
     def test_contenders_take_turns(self) -> None:
-        cases, order = speed.cases("1", 1), []
+        order: list[speed.Case] = []
+        once, *cases = speed.cases("1", 1)
 
         def note(case: speed.Case) -> speed.Run:
             order.append(case)
             return run(1.0)
 
-        speed.take_turns(cases, 2, note)
-        assert order == [*cases, *cases]
+        speed.take_turns({once: 1} | dict.fromkeys(cases, 2), note)
+        assert order == [once, *cases, *cases]
 
     def test_ratios_are_taken_within_a_round(self) -> None:
         peer, ours = speed.Case(NAFNET, "0.6"), speed.Case(PIPELINE, "0.6", 1)

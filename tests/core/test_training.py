@@ -291,7 +291,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, narrow_networks, col
         with pytest.raises(KeyboardInterrupt):
             run(part)
     assert 0 < len(steps) < 4
+    spent = torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
     resumed = run(part, resume=True)
+    assert 0 < spent < torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
     a, b = load_checkpoint(whole).state_dict(), load_checkpoint(resumed).state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a)
 
