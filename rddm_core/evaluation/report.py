@@ -252,8 +252,8 @@ def _gain_plots(scored: Sequence[PairScores], main: str, peers: Sequence[str]) -
     heights = [_gain(r, main) for r in ordered]
     axes[0].bar(range(len(heights)), heights, color=["#b44" if g < 0 else "#468" for g in heights])
     for number, peer in enumerate(peers, 1):
-        places = [_gain(r, peer) for r in ordered]
-        axes[0].plot(range(len(places)), places, "o", color=f"C{number}", markersize=4, label=peer)
+        dots = [_gain(r, peer) for r in ordered]
+        axes[0].plot(range(len(dots)), dots, "o", color=f"C{number}", markersize=4, label=peer)
     if peers:
         axes[0].legend(fontsize="small")
     axes[0].set(title=f"{main}: PSNR gain per pair", xlabel="pair, by gain", ylabel="dB")
