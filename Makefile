@@ -10,9 +10,11 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 IMAGE ?= examples/sign.blur.jpg
 OUT ?= out
 OPTIONS ?=
-# For `make report`: which part of the collection in RDDM_DATA, and which rows. OPTIONS may add `--peer FILE` and more.
+# For `make report`: which part of the collection in RDDM_DATA, which rows, and the threshold of maps, chosen on
+# split=dev for the shipped weights. OPTIONS may add `--peer FILE` and more.
 SPLIT ?= val
 ROWS ?= all
+THRESHOLD ?= 0.35
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install
@@ -20,10 +22,10 @@ STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
 
 .DELETE_ON_ERROR:
-.PHONY: help deblur test bench report lint typecheck check clean
+.PHONY: help deblur test coverage bench bench-quick stress mutation report lint typecheck check clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 	$(RUN) -m rddm_core deblur "$(IMAGE)" -o "$(OUT)/" --compare $(OPTIONS)
@@ -31,13 +33,27 @@ deblur: $(STAMP) ## deblur the example photograph, or IMAGE=..., into OUT=out
 test: $(TEST_STAMP) ## run all tests
 	$(RUN) -m pytest -c tests/pytest.ini tests
 
-bench: $(TEST_STAMP) ## time and memory beside NAFNet-w32 (Linux, some minutes)
-	$(RUN) benchmarks/speed.py
+coverage: $(TEST_STAMP) ## lines that the tests run, per module; fails below 90 %
+	$(RUN) -m pytest -c tests/pytest.ini tests --cov=rddm_core --cov=nodes --cov-config=pyproject.toml \
+		--cov-report=term --cov-fail-under=90
+
+bench: $(TEST_STAMP) ## time, memory, profile and tiles into benchmarks/RESULTS.md (Linux, 20 minutes; OPTIONS="--only tiles")
+	$(RUN) -m benchmarks $(OPTIONS)
+
+bench-quick: $(TEST_STAMP) ## three figures beside NAFNet-w32 as one line of JSON (Linux, 3 minutes)
+	@$(RUN) -m benchmarks --quick
+
+stress: $(TEST_STAMP) ## kills, Ctrl-C, exhausted memory, long runs (Linux): benchmarks/STRESS.md
+	$(RUN) benchmarks/stress --write $(OPTIONS)
+
+mutation: $(TEST_STAMP) ## deliberate mistakes that the tests should notice: benchmarks/MUTATION.md
+	$(PIP) --quiet --editable ".[mutation]"
+	$(RUN) benchmarks/mutation.py --write $(OPTIONS)
 
 report: $(TEST_STAMP) ## measure everything on RDDM_DATA=folder (split SPLIT) into OUT/report.html
 	@test -d "$(RDDM_DATA)" || { echo "Say where the image collection is: make report RDDM_DATA=/path/to/it"; exit 1; }
 	$(RUN) -m rddm_core evaluate "$(RDDM_DATA)/real_pairs" --where split=$(SPLIT) --rows $(ROWS) \
-		--sharp "$(RDDM_DATA)/sharp" --masks "$(RDDM_DATA)/defocus_masks" \
+		--sharp "$(RDDM_DATA)/sharp" --masks "$(RDDM_DATA)/defocus_masks" --threshold $(THRESHOLD) \
 		--report "$(OUT)/report.html" --csv "$(OUT)/report.csv" --json "$(OUT)/report.json" $(OPTIONS)
 
 lint: $(TEST_STAMP) ## ruff

@@ -1,165 +1,115 @@
-"""Time and peak memory of the whole pipeline beside NAFNet-w32, in one run.
+"""Time and memory of the whole pipeline beside others: which cases are measured, in which order, and their ratios.
 
-    python benchmarks/speed.py [--sizes 640x960 1120x1680] [--steps 1 3] [--repeats 3] [--threads 2] [--json FILE]
+Every measurement has a process of its own. The contenders of one size take turns, round after round, so that a machine
+that slows down slows all of them; a ratio is taken within its round and then summed up over the rounds.
 
-Every contender gets a process of its own at every size. It is warmed up once, then timed; memory is what the
-operating system counts (VmHWM) above the process with the network loaded. Random pixels and, for NAFNet, random
-weights: neither changes the arithmetic. The contenders take turns, so that a machine that slows down slows all.
-Needs Linux and the extra `test` (spandrel).
+Not every combination at every size. Size, precision, threads and steps act almost independently here, so that each is
+varied alone around one point, fp32 with two threads at the default steps: sizes from 0.25 to 45 megapixels there; steps
+1 to 4 and one thread at 0.6 (640x960, where the targets lie); bf16 at 0.25, since a processor without such arithmetic
+takes minutes for more. NAFNet stops at 1 megapixel (memory: 1.5 KB per pixel), the deconvolutions at 4 and 0.25,
+Restormer at 0.25: they would take the time of all the rest.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-NAFNET = "NAFNet-w32"
+from .contenders import NAFNET, PIPELINE, RESTORMER, RICHARDSON_LUCY, UNSHARP, WIENER
+from .pictures import SIZES
+
+Run = dict[str, Any]
+"""What `contenders.measure` returns, or an `error`."""
 
 
-def main() -> None:
-    """Run all contenders, print a table, and write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["640x960", "1120x1680"], metavar="HxW")
-    parser.add_argument("--steps", nargs="+", type=int, default=[0, 1, 3], help="0 is the checkpoint's choice")
-    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--model", default="", help="checkpoint (default: the shipped weights)")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.worker:
-        print(json.dumps(measure(**json.loads(args.worker))))
-        return
+@dataclass(frozen=True)
+class Case:
+    """One contender in one setting. `megapixels` is a key of SIZES, `steps` 0 for what has none."""
+
+    contender: str
+    megapixels: str
+    steps: int = 0
+    dtype: str = "fp32"
+    threads: int = 2
+
+    def arguments(self) -> dict[str, Any]:
+        """For `contenders.measure`."""
+        arguments = asdict(self)
+        return arguments | {"size": SIZES[arguments.pop("megapixels")]}
+
+    def same_setting(self, other: Case) -> bool:
+        """Whether the two may be compared."""
+        mine, theirs = ((c.megapixels, c.dtype, c.threads) for c in (self, other))
+        return mine == theirs
+
+
+def cases(megapixels: str, default_steps: int) -> list[Case]:
+    """The cases of one size, NAFNet before what is compared with it."""
+    network = Case(PIPELINE, megapixels, default_steps)
+    nafnet = Case(NAFNET, megapixels)
+    if megapixels == "0.25":
+        half = [Case(NAFNET, megapixels, dtype="bf16"), Case(PIPELINE, megapixels, default_steps, dtype="bf16")]
+        classical = [Case(c, megapixels) for c in (UNSHARP, WIENER, RICHARDSON_LUCY)]
+        return [nafnet, network, *half, *classical, Case(RESTORMER, megapixels)]
+    if megapixels == "0.6":
+        steps = [Case(PIPELINE, megapixels, n) for n in sorted({1, 2, 3, 4, default_steps})]
+        alone = [Case(NAFNET, megapixels, threads=1), Case(PIPELINE, megapixels, default_steps, threads=1)]
+        return [nafnet, *steps, *alone, Case(UNSHARP, megapixels), Case(WIENER, megapixels)]
+    if megapixels == "1":
+        return [nafnet, network, Case(UNSHARP, megapixels), Case(WIENER, megapixels)]
+    if megapixels == "4":
+        return [network, Case(UNSHARP, megapixels), Case(WIENER, megapixels)]
+    return [network, Case(UNSHARP, megapixels)]
+
+
+def rounds(case: Case) -> int:
+    """How often a case is measured: once in bf16 and twice where a run takes long, else three times."""
+    if case.dtype == "bf16":
+        return 1
+    return 2 if case.contender in (RESTORMER, RICHARDSON_LUCY) or float(case.megapixels) > 1 else 3
+
+
+def take_turns(counts: Mapping[Case, int], run: Callable[[Case], Run]) -> dict[Case, list[Run]]:
+    """`run` the cases in turns, each in as many rounds as `counts` says, from the first round on."""
+    runs: dict[Case, list[Run]] = {case: [] for case in counts}
+    for turn in range(max(counts.values())):
+        for case, count in counts.items():
+            if turn < count:
+                runs[case].append(run(case))
+    return runs
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest value."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def summarise(runs: dict[Case, list[Run]]) -> list[dict[str, Any]]:
+    """One row per case: its setting, spread of `seconds` and `megabytes`, median `stages`, and `time_ratio` and
+    `memory_ratio` to NAFNet in the same setting and round, where there is one. Failed cases have an `error`.
+    """
     rows = []
-    for size in args.sizes:
-        height, width = (int(n) for n in size.split("x"))
-        contenders = [{"name": NAFNET, "steps": 0, "dtype": d} for d in args.dtypes]
-        contenders += [{"name": "RDDM", "steps": n, "dtype": d} for d in args.dtypes for n in args.steps]
-        shared = {"height": height, "width": width, "threads": args.threads, "model": args.model}
-        runs: list[list[dict[str, Any]]] = [[] for _ in contenders]
-        for _ in range(args.repeats):
-            for contender, measured in zip(contenders, runs, strict=True):
-                measured.append(in_process(contender | shared))
-        reference: dict[str, float] = {}
-        for contender, measured in zip(contenders, runs, strict=True):
-            rows.append(summarise(size, contender, measured, reference))
-    print(format_table(rows))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    for case, measured in runs.items():
+        row: dict[str, Any] = asdict(case)
+        if errors := [r["error"] for r in measured if "error" in r]:
+            rows.append(row | {"error": errors[0]})
+            continue
+        for key in ("seconds", "megabytes"):
+            row[key] = spread([r[key] for r in measured])
+        row["stages"] = {
+            stage: statistics.median(r["stages"].get(stage, 0.0) for r in measured) for stage in measured[0]["stages"]
+        }
+        peers = next((runs[c] for c in runs if c.contender == NAFNET and c.same_setting(case)), [])
+        if peers and all("error" not in r for r in peers):
+            for key, name in (("seconds", "time_ratio"), ("megabytes", "memory_ratio")):
+                row[name] = spread([mine[key] / theirs[key] for mine, theirs in zip(measured, peers, strict=False)])
+        rows.append(row)
+    return rows
 
 
-def in_process(task: dict[str, Any]) -> dict[str, Any]:
-    """Run `measure` in a fresh interpreter."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(task)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    return json.loads(answer.stdout.splitlines()[-1])
-
-
-def measure(name: str, steps: int, dtype: str, height: int, width: int, threads: int, model: str) -> dict[str, Any]:
-    """One warm-up and one timed run; seconds and MB above the loaded process."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    image = torch.rand(1, 3, height, width)
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    used, work = rddm(image, steps, kind, model) if name == "RDDM" else (0, nafnet(image, kind))
-    loaded = status("VmRSS")
-    reset_peak()
-    work()
-    started = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "megabytes": status("VmHWM") - loaded, "steps": used}
-
-
-def rddm(image: Any, steps: int, dtype: Any, model: str) -> tuple[int, Callable[[], object]]:
-    """The whole pipeline on the whole picture."""
-    sys.path.insert(0, str(ROOT))
-    from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint
-    from rddm_core.pipeline import DeblurSettings, deblur
-
-    network = load_checkpoint(model or default_checkpoint_path(), dtype=dtype)
-    settings = DeblurSettings(steps=steps, working_size="full", tile=None)
-    return steps or network.recommended_steps, lambda: deblur(network, image, settings=settings)
-
-
-def nafnet(image: Any, dtype: Any) -> Callable[[], object]:
-    """NAFNet-w32 with blocks 1-1-1-28 / 1 / 1-1-1-1, the deblurring configuration of its authors."""
-    import torch
-    from spandrel.architectures.NAFNet.__arch.NAFNet_arch import NAFNet
-
-    network = NAFNet(width=32, middle_blk_num=1, enc_blk_nums=[1, 1, 1, 28], dec_blk_nums=[1, 1, 1, 1])
-    network = network.eval().to(dtype)
-    x = image.to(dtype)
-
-    def work() -> object:
-        with torch.inference_mode():
-            return network(x)
-
-    return work
-
-
-def status(key: str) -> float:
-    """An entry of /proc/self/status in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {key}: this benchmark needs Linux")
-
-
-def reset_peak() -> None:
-    """Start VmHWM from the present size."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def summarise(
-    size: str, contender: dict[str, Any], runs: list[dict[str, Any]], reference: dict[str, float]
-) -> dict[str, Any]:
-    """Medians and spread of one contender, and its ratios to NAFNet of the same precision."""
-    seconds = [r["seconds"] for r in runs]
-    median, memory = statistics.median(seconds), statistics.median(r["megabytes"] for r in runs)
-    key = contender["dtype"]
-    if contender["name"] == NAFNET:
-        reference |= {f"{key} time": median, f"{key} memory": memory}
-    steps = runs[0]["steps"]
-    label = contender["name"] if contender["name"] == NAFNET else f"RDDM, {steps} step{'s' * (steps > 1)}"
-    if contender["name"] == "RDDM" and contender["steps"] == 0:
-        label += " (default)"
-    return {
-        "size": size,
-        "contender": label,
-        "dtype": key,
-        "seconds": median,
-        "seconds_min": min(seconds),
-        "seconds_max": max(seconds),
-        "megabytes": memory,
-        "time_ratio": median / reference[f"{key} time"],
-        "memory_ratio": memory / reference[f"{key} memory"],
-    }
-
-
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| size | network | precision | s (min to max) | MB | time ratio | memory ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        spread = f"{r['seconds']:.2f} ({r['seconds_min']:.2f} to {r['seconds_max']:.2f})"
-        ratios = f"{r['time_ratio']:.2f} | {r['memory_ratio']:.2f}"
-        lines.append(f"| {r['size']} | {r['contender']} | {r['dtype']} | {spread} | {r['megabytes']:.0f} | {ratios} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()
+def find(rows: Sequence[dict[str, Any]], **wanted: Any) -> dict[str, Any] | None:
+    """The first row without an error that has these values."""
+    matches = (r for r in rows if "error" not in r and all(r[key] == value for key, value in wanted.items()))
+    return next(matches, None)

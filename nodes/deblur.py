@@ -92,7 +92,7 @@ class RDDMDeblur(io.ComfyNode):
         batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Run the whole of it, with progress and previews."""
-        from ..rddm_core.pipeline import DeblurSettings, deblur, tile_size
+        from ..rddm_core.pipeline import DeblurSettings, deblur
 
         blurred, alpha = layout.picture(image, "image")
         batch, size = len(blurred), (blurred.shape[-2], blurred.shape[-1])
@@ -100,20 +100,26 @@ class RDDMDeblur(io.ComfyNode):
         where = None if mask is None else layout.mask(mask, "mask", batch)
         choice = working_size["working_size"]
         watch = host.callbacks(preview=True)
-        first = tile_size("auto", *size)
 
         def run(networks: Any, tile: int | None) -> Any:
             settings = DeblurSettings(
                 steps=steps,
                 seed=layout.seeds(seed, batch, batch_noise),
                 strength=strength,
-                # The first time by the working size, which may allow the whole picture.
-                tile="auto" if tile == first else tile,
+                tile=tile,
                 working_size=working_size["size"] if choice == "manual" else choice,
             )
-            return deblur(networks, blurred, settings=settings, defocus_map=defocus_map, mask=where, callbacks=watch)
+            return deblur(
+                networks,
+                blurred,
+                settings=settings,
+                defocus_map=defocus_map,
+                mask=where,
+                keep_stages=False,
+                callbacks=watch,
+            )
 
-        result = host.run_in_tiles(model, size, first, run)
+        result = host.run_in_tiles(model, size, host.auto_tile(model, *size), run)
         return io.NodeOutput(
             host.to_intermediate(layout.image(result.image, alpha)), host.to_intermediate(result.defocus_map[:, 0])
         )

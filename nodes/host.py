@@ -24,7 +24,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from ..rddm_core.callbacks import Callbacks
-    from ..rddm_core.config import RDDMConfig
     from ..rddm_core.networks.model import RDDM
 
 logger = logging.getLogger(__name__)
@@ -35,8 +34,8 @@ INCLUDED = " [included]"
 """Ends the name of weights that come with the pack, so that no file of the user's can have the same one."""
 EXTENSION = ".safetensors"
 DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_TILE = 128
-"""When memory runs out, tiles are halved, but not below this many pixels."""
+USABLE_SHARE = 0.8
+"""Of the memory that the host calls free; the rest is for what is estimated too low."""
 PREVIEW_INTERVAL = 0.1
 """Seconds between two previews; ComfyUI sends every one that it is given."""
 
@@ -102,7 +101,9 @@ def load_model(path: Path, dtype: str) -> ModelPatcher:
 
 def ready(patcher: ModelPatcher, height: int, width: int) -> RDDM:
     """The networks on their device, with memory free for a picture or tile of that size."""
-    needed = memory_required(patcher.model.config, height, width)
+    from ..rddm_core.memory import network_bytes
+
+    needed = network_bytes(patcher.model.config, height, width)
     model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
     if patcher.loaded_size() < patcher.model_size():
         # --novram leaves layers behind, to be cast on use. Those of libraries cannot be, and all weigh 50 MB at most.
@@ -110,19 +111,20 @@ def ready(patcher: ModelPatcher, height: int, width: int) -> RDDM:
     return patcher.model
 
 
-def memory_required(config: RDDMConfig, height: int, width: int) -> int:
-    """Bytes that the most demanding stage allocates for a picture of that size.
+def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) -> int | None:
+    """The tile that fits into what is free once the host has made room; None is the whole picture at once.
 
-    Measured as the peak of live tensors in fp32, per pixel: 227 bytes in the denoiser of `lite`, 2003 in that of
-    `paper`, which has 32 channels at full resolution; 273 in the guidance backbone, if it sees the whole picture; 25
-    for each radius of the deconvolution bank. Per pixel of its working size the estimator takes 352 (lite) or 640
-    (paper). Rounded up by 10 to 25 %. Half precision needs less, but not half: deformable layers work in fp32.
+    Where even the smallest tiles may not fit, `run_in_tiles` finds out.
     """
-    channels = config.denoiser.widths[0] / config.denoiser.unshuffle**2
-    bank = 28 * len(config.denoiser.deconvolution_radii)
-    sampling = max(320 / config.guidance.reduction**2, bank, 70 * channels) * height * width
-    estimator = 3.2 * config.estimator.decoder_width * min(height * width, config.estimator.working_size**2)
-    return round(max(sampling, estimator))
+    from ..rddm_core.memory import AUTO_TILE, MIN_TILE, guidance_bytes, held_bytes, largest_tile
+
+    config = ready(patcher, min(height, AUTO_TILE), min(width, AUTO_TILE)).config
+    free = round(USABLE_SHARE * model_management.get_free_memory(patcher.load_device))
+    free -= guidance_bytes(config, height, width)
+    if model_management.is_device_cpu(patcher.load_device):  # else pictures and results lie in another memory
+        free -= held_bytes(height, width, samples)
+    side = max(MIN_TILE, largest_tile(config, free, width, samples))
+    return None if height * width <= side * side else side
 
 
 def run_in_tiles(
@@ -133,6 +135,8 @@ def run_in_tiles(
 
     Raises the host's out-of-memory error where the CPU's memory was the one that ran out.
     """
+    from ..rddm_core.memory import MIN_TILE
+
     height, width = size
     while True:
         limit = max(size) if tile is None else tile

@@ -45,7 +45,7 @@ class RDDMPreDeblur(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, image: Tensor, map: Tensor | None = None) -> io.NodeOutput:
         """Run the pre-deblur module, after the estimator where no map is connected."""
-        from ..rddm_core.pipeline import estimate_defocus_map, pre_deblur, tile_size
+        from ..rddm_core.pipeline import estimate_defocus_map, pre_deblur
 
         blurred, alpha = layout.picture(image, "image")
         size = (blurred.shape[-2], blurred.shape[-1])
@@ -57,7 +57,7 @@ class RDDMPreDeblur(io.ComfyNode):
         guess = host.run_in_tiles(
             model,
             size,
-            tile_size("auto", *size),
+            host.auto_tile(model, *size),
             lambda networks, tile: pre_deblur(networks, blurred, defocus_map, tile=tile, callbacks=watch),
         )
         return io.NodeOutput(host.to_intermediate(layout.image(guess, alpha)))

@@ -122,12 +122,12 @@ class RDDMSampler(io.ComfyNode):
         batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Sample, with progress and a preview for every step."""
-        from ..rddm_core.pipeline import sample_residual, tile_size
+        from ..rddm_core.pipeline import sample_residual
 
         guess, alpha = layout.picture(pre_deblurred, "pre_deblurred", bounded=False)
         defocus_map = layout.mask(map, "map", len(guess))
         size = (guess.shape[-2], guess.shape[-1])
-        tile = {"auto": tile_size("auto", *size), "off": None, "manual": tiling.get("tile")}[tiling["tiling"]]
+        tile = host.auto_tile(model, *size, samples) if tiling["tiling"] == "auto" else tiling.get("tile")
         start = None if noise is None else draw_noise(noise, len(guess), samples, size, batch_noise)
         watch = host.callbacks(preview=True)
         residual = host.run_in_tiles(

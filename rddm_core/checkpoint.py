@@ -40,6 +40,20 @@ from .networks.model import RDDM
 FORMAT_VERSION = 2
 MAX_HEADER_BYTES = 8 << 20
 MAX_METADATA_CHARACTERS = 1 << 20
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "blocks": (0, 64),
+    "depths": (0, 64),
+    "stages": (0, 8),
+    "timesteps": (1, 100_000),
+    "attention_cell": (1, 1024),  # pictures are padded to a multiple of it
+    "unshuffle": (1, 32),
+    "radii": (0.1, 64.0),  # the deconvolution's kernels are twice as wide
+    "beta_start": (0.0, 1.0),
+    "beta_end": (0.0, 1.0),
+}
+"""What a configuration may hold, by the end of a field's name; any other number must be 1 to 8192."""
+MAX_SHOWN = 200
+"""Characters of a file's own words in an error message."""
 STORED_DTYPES = {"F16", "BF16", "F32"}
 FETCH_AGAIN = "fetch the file again, or choose another checkpoint"
 
@@ -139,14 +153,15 @@ def load_checkpoint(
         dtype: of all parameters; None for fp32, whatever the file holds.
         device: where the model ends up.
 
-    Raises CheckpointError, one for each: no such file, another kind of file (a pickle is never opened),
-    truncated or damaged, no checkpoint of ours, a newer format, a configuration out of bounds, tensors that
-    are missing, left over, or of a wrong shape or type, values that are not finite.
+    Raises CheckpointError, one for each: no such file, no right to read it, another kind of file (a pickle is never
+    opened), truncated or damaged, no checkpoint of ours, a newer format, a configuration out of bounds, tensors that
+    are missing, left over, or of a wrong shape or type, values that are not finite, too little memory.
     """
     path, dtype = Path(path), dtype or torch.float32
     with _opened(path) as file:
         _, config, residual_scale, recommended_steps, _, _ = _read_metadata(path, file.metadata())
         shapes = _stored_shapes(path, file)
+        _check_extent(path, config, shapes)
         layout = _build(path, config, nn)
         wanted = layout.state_dict()
         names = own_names(wanted)
@@ -156,16 +171,21 @@ def load_checkpoint(
             if key not in names:
                 state[key] = torch.zeros_like(tensor, device="cpu")
                 continue
-            # A copy: the model must not keep the file mapped, on Windows it could not be replaced then.
-            state[key] = file.get_tensor(names[key]).to(dtype, copy=True)
-            if not torch.isfinite(state[key]).all():
+            try:
+                # A copy: the model must not keep the file mapped, on Windows it could not be replaced then.
+                state[key] = file.get_tensor(names[key]).to(dtype, copy=True)
+                finite = bool(torch.isfinite(state[key]).all())
+            except (MemoryError, RuntimeError) as error:
+                cause, cure = f"{names[key]} could not be read ({_shown(error)})", "close other programs"
+                raise CheckpointError(f"{path}: {cause}; {cure}, or choose a smaller checkpoint") from error
+            if not finite:
                 cause = f"{names[key]} is not finite everywhere in {dtype}"
                 raise CheckpointError(f"{path}: {cause}; {FETCH_AGAIN}")
     # Names and shapes came from torch's layers: a host's may have no tensors at all before they are filled.
     model = layout if ops is nn else _build(path, config, ops)
     model.load_state_dict(state, assign=True)
     model.residual_scale, model.recommended_steps = residual_scale, recommended_steps
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- reading what cannot be trusted
@@ -184,8 +204,11 @@ def _opened(path: Path) -> Iterator[Any]:
         if path == default_checkpoint_path():
             cure = "the shipped weights are missing: install the package again"
         raise CheckpointError(f"{path}: {cause}; {cure}")
-    with path.open("rb") as handle:
-        head = handle.read(9)
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
     # Eight bytes of header length, then JSON. Any bytes may make a length, so what looks right comes first.
     if len(head) < 9 or head[8:] != b"{" or struct.unpack("<Q", head[:8])[0] > MAX_HEADER_BYTES:
         if head.startswith((b"PK\x03\x04", b"\x80")):
@@ -195,10 +218,17 @@ def _opened(path: Path) -> Iterator[Any]:
             )
         raise CheckpointError(f"{path}: not a safetensors file, or a damaged one; {FETCH_AGAIN}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        opened = safetensors.safe_open(path, framework="pt")
+    except (OSError, MemoryError, RuntimeError) as error:  # torch's own error for too little memory is the last
+        cure = "close other programs, or choose a smaller checkpoint"
+        raise CheckpointError(f"{path}: could not be mapped into memory ({_shown(error)}); {cure}") from error
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated or damaged ({_shown(error)}); {FETCH_AGAIN}") from error
+    try:
+        with opened as file:
             yield file
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: truncated or damaged ({error}); {FETCH_AGAIN}") from error
+        raise CheckpointError(f"{path}: truncated or damaged ({_shown(error)}); {FETCH_AGAIN}") from error
 
 
 def _stored_shapes(path: Path, file: Any) -> Shapes:
@@ -206,7 +236,7 @@ def _stored_shapes(path: Path, file: Any) -> Shapes:
     for name in file.keys():
         stored = file.get_slice(name)
         if (kind := stored.get_dtype()) not in STORED_DTYPES:
-            raise CheckpointError(f"{path}: {name} is of type {kind}, not floating point; {FETCH_AGAIN}")
+            raise CheckpointError(f"{path}: {_shown(name)} is of type {kind}, not floating point; {FETCH_AGAIN}")
         shapes[name] = tuple(stored.get_shape())
     return shapes
 
@@ -222,7 +252,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str] | None) -> Metadata:
     try:
         return _parse_metadata(metadata)
     except ValueError as error:
-        raise CheckpointError(f"{path}: damaged metadata, {error}; {FETCH_AGAIN}") from error
+        raise CheckpointError(f"{path}: damaged metadata, {_shown(error)}; {FETCH_AGAIN}") from error
 
 
 def _parse_metadata(values: Mapping[str, str]) -> Metadata:
@@ -236,7 +266,9 @@ def _parse_metadata(values: Mapping[str, str]) -> Metadata:
     if sum(map(len, values.values())) > MAX_METADATA_CHARACTERS:
         raise ValueError("there is far too much of it")
     try:
-        raw_config, provenance = json.loads(values["rddm.config"]), json.loads(values["rddm.provenance"])
+        raw_config, provenance = (
+            json.loads(values[f"rddm.{key}"], object_pairs_hook=_without_duplicates) for key in ("config", "provenance")
+        )
     except RecursionError as error:
         raise ValueError("JSON nested far too deep") from error
     config = config_from_dict(raw_config, complete=int(version) == FORMAT_VERSION)
@@ -251,8 +283,18 @@ def _parse_metadata(values: Mapping[str, str]) -> Metadata:
     return int(version), config, scale, steps, provenance, values["rddm.licence"]
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where a key stands in it twice, for readers may take either."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a key of its JSON stands there twice")
+    return values
+
+
 def _check_bounds(value: Any, where: str = "config") -> None:
-    """Bound every number and list of a configuration, so that building its layers takes next to no memory."""
+    """Bound every number and list of a configuration: building its layers then takes next to no memory, and so does
+    what inference needs beside the picture's own size.
+    """
     if isinstance(value, dict):
         for key, item in value.items():
             _check_bounds(item, f"{where}.{key}")
@@ -261,21 +303,29 @@ def _check_bounds(value: Any, where: str = "config") -> None:
             raise ValueError(f"{where} has {len(value)} entries, at most 8 make sense")
         for item in value:
             _check_bounds(item, where)
-    elif isinstance(value, float):
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"{where} is not finite")
-    elif isinstance(value, int) and not isinstance(value, bool):
-        counts_blocks = where.endswith(("blocks", "depths"))
-        low = 0 if counts_blocks or where.endswith("stages") else 1
-        high = 64 if counts_blocks else 100_000 if where.endswith("timesteps") else 8192
+        low, high = next((limits for name, limits in LIMITS.items() if where.endswith(name)), (1, 8192))
         if not low <= value <= high:
             raise ValueError(f"{where} must be {low} to {high}, not {value}")
+
+
+def _check_extent(path: Path, config: RDDMConfig, shapes: Shapes) -> None:
+    """Refuse a configuration whose layers outnumber the values in the file: every block has a vector of its width."""
+    g, p, f = config.estimator, config.pre_deblur, config.denoiser
+    levels = [(g.depths, g.hidden_sizes), (p.blocks, p.widths), (f.encoder_blocks, f.widths)]
+    levels += [(f.decoder_blocks, f.widths), ((f.middle_blocks,), (f.middle_width,))]
+    wanted = sum(math.prod(pair) for blocks, widths in levels for pair in zip(blocks, widths, strict=False))
+    if wanted > (held := sum(math.prod(shape) for shape in shapes.values())):
+        cause = f"its configuration asks for more than {wanted:,} values, but it holds {held:,}"
+        raise CheckpointError(f"{path}: {cause}; {FETCH_AGAIN}")
 
 
 def _compare(path: Path, stored: Shapes, wanted: Shapes) -> None:
     def refuse(what: str, names: list[str]) -> CheckpointError:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return CheckpointError(f"{path}: {what} {', '.join(names[:3])}{more}; {FETCH_AGAIN}")
+        return CheckpointError(f"{path}: {what} {', '.join(map(_shown, names[:3]))}{more}; {FETCH_AGAIN}")
 
     if missing := [name for name in wanted if name not in stored]:
         raise refuse("its configuration asks for tensors that are missing:", missing)
@@ -307,8 +357,15 @@ def _build(path: Path, config: RDDMConfig, ops: Any) -> RDDM:
     except ImportError:
         raise
     except Exception as error:  # torch, timm and transformers raise many kinds for numbers that do not fit
-        cause = f"its configuration describes no model ({type(error).__name__}: {str(error)[:200]})"
+        cause = f"its configuration describes no model ({type(error).__name__}: {_shown(error)})"
         raise CheckpointError(f"{path}: {cause}; {FETCH_AGAIN}") from error
+
+
+def _shown(words: object) -> str:
+    """A file's own words in an error message: one line, not too long, no control characters."""
+    text = str(words)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _plain(value: Any) -> Any:

@@ -12,9 +12,9 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .scale.manifest import Manifest
 
 PROGRAM = "python -m rddm_core"
+PROGRESS_SECONDS = 20.0
+"""Between lines of progress, where there is no terminal for a bar."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 TERMINATED = 143
@@ -324,8 +326,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=_byte_count,
         metavar="SIZE",
-        help="what tiles and buffers of one picture may take, as in 2GB or 1.5GiB; decides the size of tiles with "
-        "--tile auto (default: tiles for large pictures only)",
+        help="what one picture may take, as in 2GB or 1.5GiB: itself, the result and the networks' work; decides the "
+        "size of tiles with --tile auto (default: tiles of 1408 pixels for pictures above 2 megapixels)",
     )
 
 
@@ -559,7 +561,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .evaluation.evaluate import METRICS, evaluate, find_pairs, format_table, summarise, write_csv, write_json
     from .evaluation.perceptual import PatchFID, lpips_metric
     from .evaluation.radius import fitted_radius
-    from .evaluation.report import CropCollector
+    from .evaluation.report import MAIN_ROW, CropCollector
     from .evaluation.rows import combine, peer_method, rddm_method, select_rows
     from .metrics import MissingExtraError, require_extra
 
@@ -578,7 +580,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
     except (ValueError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
     model = _load_model(args)
-    own = rddm_method(model, settings, rows)
     crops = CropCollector() if args.report else None
 
     def watch(pair: Pair, pictures: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
@@ -587,7 +588,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
                 watcher(pair, pictures, target)
 
     probe = (lambda blurred, sharp: {"radius": fitted_radius(blurred, sharp)}) if args.report else None
-    results = _collect(evaluate(pairs, combine([own, *peers]), metrics, args.enlarge, watch, probe), len(pairs))
+    method = combine([rddm_method(model, settings, rows), *peers])
+    results = _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs))
     failed = sum(result.error is not None for result in results)
     steps = settings.steps or model.recommended_steps
     print(f"{len(results) - failed} pairs, {steps} steps")
@@ -611,7 +613,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, results, about | ({"totals": totals} if totals else {}), metrics)
     if crops is not None:
-        _write_report(args, model, own, results, crops, metrics, totals, about)
+        # Sharp photographs by the result alone: every further row would cost as much as it does on the pairs.
+        on_sharp = combine([rddm_method(model, settings, [MAIN_ROW]), *peers])
+        _write_report(args, model, on_sharp, results, crops, metrics, totals, about)
     if failed:
         _say(f"{failed} of {len(results)} pairs failed", error=True)
     return 1 if failed else 0
@@ -620,7 +624,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def _write_report(
     args: argparse.Namespace,
     model: RDDM,
-    method: Method,
+    on_sharp: Method,
     results: list[PairScores],
     crops: CropCollector,
     metrics: Sequence[Metric],
@@ -634,18 +638,19 @@ def _write_report(
     if args.sharp:
         photos = find_pairs(args.sharp, "auto", args.where, args.limit)
         colour = [m for m in metrics if m.name in ("psnr", "colour_shift")]
-        sharp = _collect(evaluate(photos, method, colour), len(photos))
+        sharp = _collect(evaluate(photos, on_sharp, colour), len(photos), "sharp photographs")
     maps, order = _score_maps(args, model) if args.masks else ({}, None)
     folder = args.data.resolve().parent if args.data.is_file() else args.data.resolve()
     title = f"RDDM defocus deblurring on {folder.name}"
-    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order)
+    peers = [name for name, _ in args.peer]
+    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order, peers)
     write_report(args.report, report)
     print(f"report: {args.report}")
 
 
-def _collect(scoring: Iterable[PairScores], total: int) -> list[PairScores]:
+def _collect(scoring: Iterable[PairScores], total: int, unit: str = "pairs") -> list[PairScores]:
     results = []
-    for result in _progress(scoring, "pairs", total):
+    for result in _progress(scoring, unit, total):
         results.append(result)
         if result.error is not None:
             _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
@@ -780,8 +785,6 @@ def _indented(values: Any, depth: int = 1) -> Iterator[str]:
 def _settings(args: argparse.Namespace) -> DeblurSettings:
     from .pipeline import DeblurSettings
 
-    # TODO: once DeblurSettings has the field, `memory=args.memory` below, and no more of this.
-    memory = {"memory": args.memory} if "memory" in {field.name for field in fields(DeblurSettings)} else {}
     try:
         return DeblurSettings(
             steps=args.steps,
@@ -790,7 +793,7 @@ def _settings(args: argparse.Namespace) -> DeblurSettings:
             samples=args.samples,
             tile=None if args.tile == "off" else args.tile,
             working_size=args.working_size,
-            **memory,
+            memory=args.memory,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -849,9 +852,17 @@ def _progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _progress(items: Iterable[Any], unit: str, total: int | None = None) -> Iterator[Any]:
+    """The items under a progress bar; where stderr is no terminal, with a line now and then."""
     from tqdm import tqdm
 
-    yield from tqdm(items, unit=f" {unit}", total=total, disable=None, leave=False)
+    started = said = time.monotonic()
+    bar = tqdm(items, unit=f" {unit}", total=total, disable=None, leave=False)
+    for number, item in enumerate(bar, 1):
+        now = time.monotonic()
+        if bar.disable and now - said > PROGRESS_SECONDS:
+            _say(f"{unit}: {number} of {bar.total} after {(now - started) / 60:.1f} min", error=True)
+            said = now
+        yield item
 
 
 def _say(text: str, error: bool = False) -> None:

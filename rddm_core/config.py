@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -176,6 +177,23 @@ def config_from_dict(values: dict[str, Any], complete: bool = True) -> RDDMConfi
     return dataclass_from_dict(RDDMConfig, values, "config", complete)
 
 
+def override(config: RDDMConfig, changes: Mapping[str, Any]) -> RDDMConfig:
+    """`config` with what `changes` names, nested as in `config_to_dict`, e.g. {"denoiser": {"overlap": False}}.
+
+    Raises ValueError as `config_from_dict` does.
+    """
+    return config_from_dict(merge(config_to_dict(config), changes))
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` laid over it; mappings within mappings are merged, anything else is replaced."""
+    return {**values, **changes} | {
+        key: merge(values[key], change)
+        for key, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
+    }
+
+
 def dataclass_from_dict(kind: type, values: Any, where: str, complete: bool) -> Any:
     """Build the dataclass `kind` from plain values, strictly.
 
@@ -206,6 +224,10 @@ def _typed(hint: Any, value: Any, where: str, complete: bool) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, not {type(value).__name__}")
         return tuple(_typed(arguments[0], item, f"{where}[{i}]", complete) for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be a mapping, not {type(value).__name__}")
+        return value
     if type(None) in arguments:
         return None if value is None else _typed(arguments[0], value, where, complete)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

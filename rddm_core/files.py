@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,27 +13,28 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows, where an open file cannot be removed anyway
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _PARTIAL = re.compile(r"\.(\d+)-[0-9a-f]{32}\.partial")
+_ABANDONED_SECONDS = 24 * 3600
+"""Where files cannot be locked, what was not written to for so long counts as abandoned."""
 
 
 @contextmanager
 def atomic_target(path: Path) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; on success that file replaces `path`.
 
-    On any failure, Ctrl-C too, it is removed. Missing folders are made. The body fills the file, which is there, empty.
+    On any failure, Ctrl-C too, it is removed; what a killed process left in the folder goes at the next call
+    (`remove_abandoned`). Missing folders are made. The body fills the file, which is there, empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not made from the name of `path`, which may already be as long as the file system allows.
-    partial = path.parent / f".{os.getpid()}-{uuid.uuid4().hex}.partial"
+    remove_abandoned(path.parent)
+    partial, held = _create(path.parent)
     try:
-        with partial.open("xb") as held:
+        with held:
             if fcntl is None:
                 held.close()  # an open file could not be renamed
-            else:
-                _lock(held)  # as long as its writer lives, and no longer: see remove_abandoned
             yield partial
             os.replace(partial, path)
     finally:
@@ -47,8 +49,13 @@ def remove_abandoned(folder: Path) -> bool:
     """
     partials = _partials(folder)
     for partial in partials:
-        with suppress(OSError), partial.open("rb") as file:
-            if _lock(file):
+        with suppress(OSError):  # another process may have removed it first
+            if fcntl is None:
+                if time.time() - partial.stat().st_mtime > _ABANDONED_SECONDS:
+                    partial.unlink()
+                continue
+            with partial.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while its writer lives
                 partial.unlink()
     return any(partial.exists() for partial in partials)
 
@@ -66,20 +73,23 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
+def _create(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked as long as it is open, which tells `remove_abandoned` that its writer lives."""
+    while True:
+        # Not made from the name of the target, which may already be as long as the file system allows.
+        partial = folder / f".{os.getpid()}-{uuid.uuid4().hex}.partial"
+        held = partial.open("xb")
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(held, fcntl.LOCK_EX)
+        if partial.exists():  # else another process took it for abandoned before it was locked
+            return partial, held
+        held.close()
+
+
 def _partials(folder: Path, process: int | None = None) -> list[Path]:
-    with suppress(OSError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:  # a folder may be writable but not readable
         names = [entry.name for entry in entries]
         matches = [match for match in map(_PARTIAL.fullmatch, names) if match]
         return [folder / match[0] for match in matches if process is None or int(match[1]) == process]
     return []
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Take the file's lock; False if someone holds it or the file system knows none."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -1,22 +1,30 @@
-"""Reading and writing photographs by Pillow: pixels, alpha, EXIF and colour profile."""
+"""Reading and writing photographs: pixels at full depth, alpha, EXIF, colour profile and resolution.
+
+Pillow does most of it; `bit_depth` does what has more than 8 bits per channel.
+"""
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageFont, TiffImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import bit_depth
 from .files import atomic_target
+from .planes import Block, NotFiniteError, divide_by_alpha, strips, to_planes, to_strips
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +44,31 @@ FORMAT_OF_EXTENSION = {
 
 # Named formats only: some of Pillow's other readers start external programs.
 _READ_FORMATS = tuple(sorted(set(FORMAT_OF_EXTENSION.values())))
-_MAX_SIDE = {"JPEG": 65535, "WEBP": 16383}
+_MAX_SIDE = {"JPEG": 65500, "WEBP": 16383}
+_MAX_BITS = {"PNG": 16, "TIFF": 32}
 _WITHOUT_ALPHA = ("JPEG", "BMP")
 _WITHOUT_METADATA = ("BMP",)
 _MAX_JPEG_EXIF = 65533
+_MAX_JPEG_ICC = 255 * 65519
+_MAX_OVERSHOOT = 0.1
+"""Floating-point pictures may leave 0..1 by this much, as sharpening makes them do; what does so more is HDR."""
 _ORIENTATION = 0x0112
-_EXIF_POINTERS = (0x8769, 0x8825)  # Exif and GPS folders
+_RESOLUTION = (0x011A, 0x011B, 0x0128)
+_EXIF_FOLDER, _GPS_FOLDER, _INTEROPERABILITY_FOLDER = 0x8769, 0x8825, 0xA005
 # Of a TIFF's tags only these describe the photograph; the others describe how that file is laid out.
-_TIFF_PHOTO_TAGS = (0x010E, 0x010F, 0x0110, _ORIENTATION, 0x0131, 0x0132, 0x013B, 0x8298, *_EXIF_POINTERS)
+_TIFF_PHOTO_TAGS = (
+    *(0x010E, 0x010F, 0x0110, _ORIENTATION, 0x0131, 0x0132, 0x013B, 0x8298),
+    *(_EXIF_FOLDER, _GPS_FOLDER),
+)
+_SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+_CURES = {
+    errno.ENOSPC: "the disk is full: free some space, or choose another folder",
+    errno.EDQUOT: "your share of the disk is full: free some space, or choose another folder",
+    errno.EACCES: "it may not be written there: change the permissions, or choose another folder",
+    errno.EPERM: "it may not be written there: change the permissions, or choose another folder",
+    errno.EROFS: "that disk is read-only: choose another folder",
+    errno.ENAMETOOLONG: "its name is too long: choose a shorter one",
+}
 
 
 class ImageError(ValueError):
@@ -61,6 +86,8 @@ class LoadedImage:
         icc: colour profile that fits the pixels, or None.
         exif: EXIF block with orientation 1, or None.
         format: Pillow's name of the file format read, e.g. "JPEG".
+        bits: per channel: 8, 16, or 32 for floating point; `save_image` writes as many where the format can.
+        dpi: resolution in pixels per inch, across and down, or None.
     """
 
     pixels: Tensor
@@ -69,41 +96,48 @@ class LoadedImage:
     icc: bytes | None = None
     exif: bytes | None = None
     format: str = ""
+    bits: int = 8
+    dpi: tuple[float, float] | None = None
 
 
 def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> LoadedImage:
     """Read a still photograph: JPEG, PNG, WebP, TIFF or BMP, of any colour mode.
 
-    EXIF orientation is applied. CMYK is converted to sRGB, by its profile where there is one. Grey pictures
-    are read with up to 16 bits, coloured ones with 8. Of a TIFF with several pages the first is read.
+    EXIF orientation is applied. CMYK is converted to sRGB, by its profile where there is one. 16 bits per channel
+    (PNG, TIFF) and floating point (TIFF) keep their depth; TIFF other than plain grey needs the extra `depth` for it.
+    Floating-point values are taken as they are, not as linear light, and must lie in 0..1; an overshoot of up to 0.1
+    is clipped with a logged warning. Of a TIFF with several pages the first is read.
 
-    Raises ImageError for a missing, empty, damaged, animated or foreign file, for more than `max_pixels`
-    (checked before decoding) and for floating-point pixels.
+    Beside the result, memory is taken for the decoded file alone: 4 bytes per pixel, 8 for PNG with 16 bits in colour,
+    12 for a TIFF of floating point in one strip, and what the decoder needs (WebP: 8 bytes per pixel more).
+
+    Raises ImageError for a missing, unreadable, empty, damaged, animated or foreign file, for more than `max_pixels`
+    (checked before decoding), for floating-point pixels out of range, and where the extra is missing.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a picture" if path.is_dir() else "does not exist: check the name"
-        raise ImageError(f"{path} {what}")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path} is empty (0 bytes): copy or download it again")
     try:
+        if not path.is_file():
+            raise ImageError(f"{path} {_why_no_file(path)}")
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path} is empty (0 bytes): copy or download it again")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             # Pillow's own limit for a warning is replaced by `max_pixels`.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_READ_FORMATS) as image:
-                _check_header(image, path, max_pixels)
-                image.load()
-                loaded = _decode(image, path)
+            loaded = _read(path, max_pixels)
         for message in dict.fromkeys(str(w.message).strip() for w in caught):
             logger.warning("%s: %s", path, message)
         return loaded
     except ImageError:
         raise
+    except bit_depth.UnsuitableError as error:
+        raise ImageError(f"{path} {error}") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{path} is not a JPEG, PNG, WebP, TIFF or BMP picture: convert it to one of these") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is larger than {max_pixels / 1e6:.0f} megapixels: reduce it first") from error
+    except PermissionError as error:
+        raise ImageError(f"{path} may not be read: change its permissions") from error
     except MemoryError as error:
         raise ImageError(f"{path} does not fit into memory: reduce it first") from error
     except Exception as error:  # damaged files raise whatever the decoder stumbles over
@@ -111,12 +145,15 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
 
 
 def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None, quality: int = 95) -> None:
-    """Write pixels [3, H, W] in 0..1 (others are clipped) as JPEG, PNG, WebP, TIFF or BMP with 8 bits.
+    """Write pixels [3, H, W] in 0..1 (others are clipped) as JPEG, PNG, WebP, TIFF or BMP.
 
-    The extension of `path` decides the format. `like` gives alpha, EXIF, colour profile and whether the
-    picture is grey. JPEG is written at `quality` without chroma subsampling, WebP at `quality` and lossless
-    at 100; the others are lossless (TIFF uncompressed: Pillow's compressed writer cannot hold EXIF folders).
-    What a format cannot hold is left out with a logged warning. The file appears whole or not at all.
+    The extension of `path` decides the format. `like` gives alpha, EXIF, colour profile, resolution, bits per channel
+    and whether the picture is grey; without it 8 bits are written. JPEG is written at `quality` without chroma
+    subsampling, WebP at `quality` and lossless at 100; the others are lossless (TIFF uncompressed: Pillow's compressed
+    writer cannot hold EXIF folders). 16 bits go into PNG and TIFF, floating point into TIFF. What a format cannot hold
+    is left out with a logged warning. The file appears whole or not at all.
+
+    Memory is taken for one copy of the picture with 8 bits per channel; writing more bits takes none.
 
     Raises ImageError for an unknown extension, pixels that are no picture, or a file that cannot be written.
     """
@@ -124,16 +161,23 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
     format = format_for(path)
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
         raise ImageError(f"{path}: pixels must be [3, H, W], not {list(pixels.shape)}")
-    if not bool(torch.isfinite(pixels).all()):
-        raise ImageError(f"{path}: the picture holds NaN or infinite values; if it was computed in fp16, use fp32")
+    if not pixels.is_floating_point():
+        raise ImageError(
+            f"{path}: pixels must be floating point in 0..1, not {pixels.dtype}: divide 8-bit values by 255"
+        )
     if max(pixels.shape[1:]) > _MAX_SIDE.get(format, 2**31):
         raise ImageError(f"{path}: {format} holds at most {_MAX_SIDE[format]} pixels a side: save it as PNG")
-    image = _encode(path, format, pixels, like)
-    options = _save_options(path, format, quality, like)
+    like = like or LoadedImage(pixels)
+    write = _writer(path, format, pixels, like, quality)
     try:
         with atomic_target(path) as partial, partial.open("wb") as handle:
-            image.save(handle, format=format, **options)
-    except Exception as error:  # a full disk, missing rights, or metadata that an encoder rejects
+            write(handle)
+    except NotFiniteError as error:
+        cure = "if it was computed in fp16, use fp32"
+        raise ImageError(f"{path}: the picture holds NaN or infinite values; {cure}") from error
+    except OSError as error:
+        raise ImageError(f"{path} could not be written: {_CURES.get(error.errno or 0, error)}") from error
+    except Exception as error:  # metadata that an encoder rejects
         raise ImageError(f"{path} could not be written: {error}") from error
 
 
@@ -166,127 +210,312 @@ def comparison_sheet(panels: Mapping[str, Tensor], max_side: int = 1200) -> Tens
     return torch.cat(rows, dim=1)
 
 
-def _check_header(image: Image.Image, path: Path, max_pixels: int) -> None:
-    """What is known before decoding."""
-    width, height = image.size
-    if width * height > max_pixels:
-        size, limit = f"{width}x{height} pixels", f"{max_pixels / 1e6:.0f} megapixels"
-        raise ImageError(f"{path} has {size}, more than {limit}: reduce it first")
-    # The further pages of a TIFF and the depth map or second view of a phone's JPEG are no animation.
-    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-        raise ImageError(f"{path} is animated: export the frame that you want as a still picture")
+# ---------------------------------------------------------------- reading
 
 
-def _decode(image: Image.Image, path: Path) -> LoadedImage:
-    icc, format = image.info.get("icc_profile"), image.format or ""
-    image, exif = _turn_upright(image, path)
-    grey = image.mode in ("1", "L", "LA", "La", "I") or image.mode.startswith("I;16")
-    if image.mode == "CMYK":
-        image, icc = _cmyk_to_srgb(image, icc, path), None
-    if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
-        logger.warning("%s: its colour profile does not fit its pixels and is left out", path)
-        icc = None
-    array = _to_array(image, grey, path)
-    planes = torch.from_numpy(array).permute(2, 0, 1)
-    colours = 1 if grey else 3
-    alpha = planes[colours:].contiguous() if len(planes) > colours else None
-    pixels = planes[:colours].expand(3, -1, -1).contiguous()
-    return LoadedImage(pixels, alpha, grey, icc or None, exif, format)
+def _why_no_file(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder, not a picture"
+    if path.is_symlink():
+        return "is a link that leads nowhere: restore the file that it names"
+    return "is no regular file" if path.exists() else "does not exist: check the name"
 
 
-def _to_array(image: Image.Image, grey: bool, path: Path) -> np.ndarray:
-    """float32 [H, W, C] in 0..1; C is 1 or 3, one more with alpha."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ImageError(f"{path} has more than 16 bits per channel: convert it to 8 or 16 bits")
-        return wide[:, :, None].astype(np.float32) / np.float32(65535)
+def _read(path: Path, max_pixels: int) -> LoadedImage:
+    with path.open("rb") as handle:
+        directory = bit_depth.tiff_directory(handle)
+        if directory is not None and bit_depth.is_deep_tiff(directory):
+            metadata = _tiff_metadata(handle, directory, path)
+            with bit_depth.open_tiff(path, directory, max_pixels) as picture:
+                return _from_deep(picture, metadata, path)
+    with Image.open(path, formats=_READ_FORMATS) as image:
+        bit_depth.check_size(*image.size, max_pixels)
+        # The further pages of a TIFF and the depth map or second view of a phone's JPEG are no animation.
+        if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+            raise ImageError(f"{path} is animated: export the frame that you want as a still picture")
+        if not bit_depth.is_deep_png(image):
+            return _from_pillow(image, path)
+        metadata = _metadata(image, path)
+    del image  # to know its EXIF block, Pillow has decoded it
+    return _from_deep(bit_depth.read_png(path), metadata, path)
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """What a file says beside its pixels, which lie as `orientation` (1 to 8) says."""
+
+    format: str
+    icc: bytes | None
+    exif: bytes | None
+    orientation: int
+    dpi: tuple[float, float] | None
+
+    def loaded(self, pixels: Tensor, alpha: Tensor | None, grey: bool, bits: int, path: Path) -> LoadedImage:
+        """With the pixels, which are upright."""
+        icc = self.icc or None
+        if icc and icc[16:20] != (b"GRAY" if grey else b"RGB "):
+            logger.warning("%s: its colour profile does not fit its pixels and is left out", path)
+            icc = None
+        dpi = self.dpi[::-1] if self.dpi and self.orientation >= 5 else self.dpi
+        return LoadedImage(pixels, alpha, grey, icc, self.exif, self.format, bits, dpi)
+
+
+def _from_pillow(image: Image.Image, path: Path) -> LoadedImage:
+    image.load()
+    metadata = _metadata(image, path)
+    wide = image.mode == "I" or image.mode.startswith("I;16")
+    grey = wide or image.mode in ("1", "L", "LA", "La")
     if image.mode in ("F", "LAB"):
         kind = "floating-point" if image.mode == "F" else "Lab"
         raise ImageError(f"{path} has {kind} pixels: convert it to 8-bit RGB")
-    mode = "L" if grey else "RGB"
-    if image.has_transparency_data:
-        mode = "LA" if grey else "RGBA"
-    array = np.asarray(image.convert(mode)).astype(np.float32) / np.float32(255)
-    return array.reshape(*array.shape[:2], -1)
+    alpha = image.has_transparency_data and not wide
+    pixels, opacity = to_planes(
+        _pillow_blocks(image, _conversion(image, grey, alpha, path)),
+        (image.height, image.width),
+        grey=grey,
+        alpha=alpha,
+        white=65535.0 if wide else 255.0,
+        orientation=metadata.orientation,
+    )
+    if image.mode == "CMYK":
+        metadata = replace(metadata, icc=None)
+    return metadata.loaded(pixels, opacity, grey, 16 if wide else 8, path)
 
 
-def _cmyk_to_srgb(image: Image.Image, icc: bytes | None, path: Path) -> Image.Image:
-    if icc:
+def _pillow_blocks(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Iterator[Block]:
+    for top, bottom in strips(image.height, image.width):
+        values = np.asarray(convert(image.crop((0, top, image.width, bottom))))
+        yield Block(values.reshape(*values.shape[:2], -1), top)
+
+
+def _conversion(image: Image.Image, grey: bool, alpha: bool, path: Path) -> Callable[[Image.Image], Image.Image]:
+    """What turns a strip of `image` into grey or RGB, with alpha or without."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return partial(_within_16_bits, path)
+    if image.mode == "CMYK" and (icc := image.info.get("icc_profile")):
         try:
-            profiles = io.BytesIO(icc), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-            if converted is not None:
-                return converted
+            profiles = ImageCms.ImageCmsProfile(io.BytesIO(icc)), ImageCms.createProfile("sRGB")
+            transform = ImageCms.buildTransform(*profiles, "CMYK", "RGB")
+            return lambda strip: ImageCms.applyTransform(strip, transform) or strip
         except (ImageCms.PyCMSError, OSError) as error:
             logger.warning("%s: its CMYK profile is unusable (%s); colours are approximate", path, error)
-    return image.convert("RGB")
+    mode = ("L" if grey else "RGB") + ("A" if alpha else "")
+    return lambda strip: strip if strip.mode == mode else strip.convert(mode)
 
 
-def _turn_upright(image: Image.Image, path: Path) -> tuple[Image.Image, bytes | None]:
-    """Apply the EXIF orientation; with it the EXIF block, which then says 1.
+def _within_16_bits(path: Path, strip: Image.Image) -> Image.Image:
+    low, high = strip.getextrema()
+    if low < 0 or high > 65535:
+        raise ImageError(f"{path} has more than 16 bits per channel: convert it to 8 or 16 bits")
+    return strip
+
+
+def _from_deep(picture: bit_depth.DeepPicture, metadata: _Metadata, path: Path) -> LoadedImage:
+    pixels, alpha = to_planes(
+        picture.blocks,
+        picture.size,
+        grey=picture.grey,
+        alpha=picture.alpha,
+        white=picture.white,
+        orientation=metadata.orientation,
+    )
+    if picture.bits == 32:
+        for plane in (pixels, alpha):
+            if plane is not None:
+                _clip_overshoot(plane, path)
+    if picture.premultiplied and alpha is not None:
+        divide_by_alpha(pixels, alpha)
+    return metadata.loaded(pixels, alpha, picture.grey, picture.bits, path)
+
+
+def _clip_overshoot(plane: Tensor, path: Path) -> None:
+    low, high = (float(x) for x in plane.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ImageError(f"{path} holds NaN or infinite values: replace them, or export it again")
+    if low < -_MAX_OVERSHOOT or high > 1 + _MAX_OVERSHOOT:
+        cure = "it looks like HDR or linear light; bring its tones to 0..1 as a display shows them, and export it again"
+        raise ImageError(f"{path} has floating-point values from {low:.3g} to {high:.3g}: {cure}")
+    if low < 0 or high > 1:
+        logger.warning("%s: its values reach from %.3g to %.3g and are clipped to 0..1", path, low, high)
+        plane.clamp_(0, 1)
+
+
+def _metadata(image: Image.Image, path: Path) -> _Metadata:
+    """Of a picture that Pillow has loaded; its orientation is 1 where Pillow has turned the pixels already."""
+    icc = image.info.get("icc_profile")
+    if not icc and image.format == "PNG" and not _looks_like_srgb(image.info):
+        logger.warning("%s: its gAMA and cHRM chunks are left out; embed a colour profile to keep the colours", path)
+    orientation, exif = _exif(image.getexif, path, image.format == "TIFF")
+    return _Metadata(image.format or "", icc, exif, orientation, _dpi(image.info.get("dpi")))
+
+
+def _tiff_metadata(handle: BinaryIO, directory: TiffImagePlugin.ImageFileDirectory_v2, path: Path) -> _Metadata:
+    def tags() -> Image.Exif:
+        exif = Image.Exif()
+        handle.seek(2)
+        exif.bigtiff = b"+" in handle.read(2)
+        exif.endian = "<" if directory.prefix == b"II" else ">"
+        exif.load_from_fp(handle, directory.offset)
+        return exif
+
+    across, down, unit = (directory.get(tag) for tag in _RESOLUTION)
+    factor = {2: 1.0, 3: 2.54}.get(unit or 2)
+    dpi = _dpi((across * factor, down * factor)) if factor and across and down else None
+    orientation, exif = _exif(tags, path, is_tiff=True)
+    icc = directory.get(0x8773)
+    return _Metadata("TIFF", icc if isinstance(icc, bytes) else None, exif, orientation, dpi)
+
+
+def _dpi(value: Any) -> tuple[float, float] | None:
+    try:
+        across, down = (float(x) for x in value)
+    except (TypeError, ValueError, ZeroDivisionError):  # none, or a fraction of zeros
+        return None
+    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
+
+
+def _exif(read: Callable[[], Image.Exif], path: Path, is_tiff: bool) -> tuple[int, bytes | None]:
+    """Orientation, and the EXIF block with orientation 1.
 
     The embedded thumbnail, which shows the old picture, is left out.
     """
+    orientation = 1
     try:
-        upright = ImageOps.exif_transpose(image)
-        exif = image.getexif()
-        if image.format == "TIFF":
+        exif = read()
+        stored = exif.get(_ORIENTATION, 1)
+        orientation = stored if stored in range(1, 9) else 1
+        if is_tiff:
             exif = _photo_tags(exif)
         if not exif:
-            return upright, None
+            return orientation, None
         if _ORIENTATION in exif:
             exif[_ORIENTATION] = 1
-        return upright, exif.tobytes()
+        return orientation, exif.tobytes()
     except Exception as error:  # other programs damage EXIF in many ways; the picture is not affected
         logger.warning("%s: its EXIF data are damaged (%s) and are left out", path, error)
-        return image, None
+        return orientation, None
 
 
 def _photo_tags(exif: Image.Exif) -> Image.Exif:
     kept = Image.Exif()
     for tag in _TIFF_PHOTO_TAGS:
-        value: Any = dict(exif.get_ifd(tag)) if tag in _EXIF_POINTERS else exif.get(tag)
+        value: Any = _folder(exif, tag) if tag in (_EXIF_FOLDER, _GPS_FOLDER) else exif.get(tag)
         if value:
             kept[tag] = value
     return kept
 
 
-def _encode(path: Path, format: str, pixels: Tensor, like: LoadedImage | None) -> Image.Image:
-    planes = [pixels.mean(dim=0, keepdim=True) if like is not None and like.grey else pixels]
-    alpha = like.alpha if like is not None else None
-    if alpha is not None and bool((alpha < 1).any()):
-        if alpha.shape[1:] != pixels.shape[1:]:
-            raise ImageError(f"{path}: alpha is {list(alpha.shape)}, but the pixels are {list(pixels.shape)}")
-        if format in _WITHOUT_ALPHA:
-            logger.warning("%s: %s holds no transparency, it is left out; save as PNG or WebP to keep it", path, format)
-        else:
-            planes.append(alpha.to(pixels))
-    values = torch.cat(planes).detach().float().cpu().clamp(0, 1)
-    array = (values * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[array.shape[2]]
-    return Image.frombytes(mode, (array.shape[1], array.shape[0]), array.tobytes())
+def _folder(exif: Image.Exif, tag: int) -> dict[int, Any]:
+    entries = dict(exif.get_ifd(tag))
+    if _INTEROPERABILITY_FOLDER in entries:
+        entries[_INTEROPERABILITY_FOLDER] = dict(exif.get_ifd(_INTEROPERABILITY_FOLDER))
+    return entries
 
 
-def _save_options(path: Path, format: str, quality: int, like: LoadedImage | None) -> dict[str, Any]:
+def _looks_like_srgb(info: Mapping[Any, Any]) -> bool:
+    """Of a PNG's chunks: they say sRGB, or nothing else."""
+    primaries = info.get("chromaticity", _SRGB_PRIMARIES)
+    same = all(abs(a - b) < 0.005 for a, b in zip(primaries, _SRGB_PRIMARIES, strict=False))
+    return "srgb" in info or (same and abs(info.get("gamma", 0.45455) - 0.45455) < 0.01)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _writer(path: Path, format: str, pixels: Tensor, like: LoadedImage, quality: int) -> Callable[[BinaryIO], None]:
+    """What writes the picture into a file."""
+    alpha = _alpha_to_write(path, format, pixels, like)
+    bits = _bits_to_write(path, format, like)
+    size, channels = (pixels.shape[1], pixels.shape[2]), (1 if like.grey else 3) + (alpha is not None)
+    rows = to_strips(pixels, alpha, grey=like.grey, bits=bits)
+
+    def with_pillow(handle: BinaryIO) -> None:
+        options = _save_options(path, format, quality, like)
+        image = Image.new(("L", "LA", "RGB", "RGBA")[channels - 1], size[::-1])
+        top = 0
+        for strip in rows:
+            image.paste(Image.fromarray(strip.squeeze(2) if channels == 1 else strip), (0, top))
+            top += len(strip)
+        image.save(handle, format=format, **options)
+
+    def deep_png(handle: BinaryIO) -> None:
+        bit_depth.write_png(handle, rows, size, channels=channels, icc=like.icc, exif=like.exif, dpi=like.dpi)
+
+    def deep_tiff(handle: BinaryIO) -> None:
+        exif = _photo_tags(_parsed(like.exif)) if like.exif else None
+        bit_depth.write_tiff(handle, rows, size, channels=channels, bits=bits, icc=like.icc, exif=exif, dpi=like.dpi)
+
+    if bits == 8:
+        return with_pillow
+    return deep_png if format == "PNG" else deep_tiff
+
+
+def _alpha_to_write(path: Path, format: str, pixels: Tensor, like: LoadedImage) -> Tensor | None:
+    """None also for an alpha that is opaque everywhere."""
+    alpha = like.alpha
+    if alpha is None or not bool((alpha < 1).any()):
+        return None
+    if alpha.shape[1:] != pixels.shape[1:]:
+        raise ImageError(f"{path}: alpha is {list(alpha.shape)}, but the pixels are {list(pixels.shape)}")
+    if format in _WITHOUT_ALPHA:
+        logger.warning("%s: %s holds no transparency, it is left out; save as PNG or WebP to keep it", path, format)
+        return None
+    return alpha
+
+
+def _bits_to_write(path: Path, format: str, like: LoadedImage) -> int:
+    held = _MAX_BITS.get(format, 8)
+    if like.bits > held:
+        had = "floating-point values" if like.bits == 32 else f"{like.bits} bits per channel"
+        better = "TIFF" if like.bits == 32 else "PNG or TIFF"
+        text = "%s: the picture had %s, but %s holds %d bits, which are written; save as %s to keep them"
+        logger.warning(text, path, had, format, held, better)
+    return min(like.bits, held)
+
+
+def _save_options(path: Path, format: str, quality: int, like: LoadedImage) -> dict[str, Any]:
+    """Of Pillow's writers."""
     options: dict[str, Any] = {}
     if format == "JPEG":
         options = {"quality": quality, "subsampling": 0}
     elif format == "WEBP":
         options = {"quality": quality, "lossless": quality >= 100, "exact": True}
-    if like is None:
-        return options
+    if like.dpi:
+        options["dpi"] = like.dpi
     if format in _WITHOUT_METADATA:
         if like.icc or like.exif:
             logger.warning("%s: %s holds no EXIF data and no colour profile, they are left out", path, format)
         return options
-    if like.icc:
+    if like.icc and format == "JPEG" and len(like.icc) > _MAX_JPEG_ICC:
+        logger.warning("%s: its colour profile is too long for JPEG and is left out; save as PNG to keep it", path)
+    elif like.icc:
         options["icc_profile"] = like.icc
-    if like.exif and format == "JPEG" and len(like.exif) > _MAX_JPEG_EXIF:
+    exif = _exif_with_resolution(like) if format == "WEBP" else like.exif
+    if exif and format == "JPEG" and len(exif) > _MAX_JPEG_EXIF:
         logger.warning("%s: its EXIF data are too long for JPEG and are left out", path)
-    elif like.exif:
-        options["exif"] = like.exif
+    elif exif:
+        options["exif"] = exif
     return options
+
+
+def _exif_with_resolution(like: LoadedImage) -> bytes | None:
+    """For WebP, which has no other place for it."""
+    if not like.dpi:
+        return like.exif
+    exif = _parsed(like.exif) if like.exif else Image.Exif()
+    if _RESOLUTION[0] not in exif:
+        for tag, value in zip(_RESOLUTION, (*like.dpi, 2), strict=True):  # 2: inch
+            exif[tag] = value
+    return exif.tobytes()
+
+
+def _parsed(block: bytes) -> Image.Exif:
+    exif = Image.Exif()
+    exif.load(block)
+    return exif
+
+
+# ---------------------------------------------------------------- comparison sheet
 
 
 def _largest_change(a: Tensor, b: Tensor, window: tuple[int, int]) -> tuple[int, int]:

@@ -8,15 +8,16 @@
 
 Pictures are [B, 3, H, W], maps and masks [B, 1, h, w], floating point in 0..1, of any size from one pixel and
 on any device; results are float32 on the picture's device. The networks run where the model lives. Batch
-items are processed one by one: a batch equals its single pictures, and memory does not grow with it.
+items are processed one by one: a batch equals its single pictures, and the networks' memory does not grow with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -25,18 +26,22 @@ from torch.nn import functional as F
 
 from .callbacks import Callbacks
 from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
+from .memory import held_bytes, tile_size
 from .networks.model import RDDM
 from .optics import radius_from_map
-from .tiling import Tile, add_tile, cut, cut_features, noise_tile, plan_tiles
+from .tiling import Tile, add_tile, cut, cut_features, join_features, noise_tile, plan_tiles, plan_windows
 
-WHOLE_IMAGE_PIXELS = 1_500_000
-"""tile="auto": pictures up to this area are processed whole, larger ones in tiles of AUTO_TILE."""
-AUTO_TILE = 1024
+GUIDANCE_WINDOW = 1408
+"""Side in pixels of the windows in which the guidance of larger pictures is computed, or less for smaller tiles."""
+GUIDANCE_CONTEXT = 192
+"""What the backbone sees of the picture around such a window, in pixels."""
 MAX_TRAINED_RADIUS = 10.0
 """Largest radius of the circle of confusion, in pixels, that the weights were trained to remove."""
 MIN_AUTO_SIZE = 1024
 """working_size="auto" never reduces the long side below this."""
 PREVIEW_SIZE = 512
+MERGED_ROWS = 256
+"""An enlarged change is merged in strips of so many rows."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class DeblurSettings:
         strength: share of the change that is applied, >= 0.
         samples: number of residuals drawn per picture.
         eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
-        tile: longest side of a tile in pixels, None for the whole picture at once, "auto" by area.
+        tile: longest side of a tile in pixels, None for the whole picture at once, "auto" by area and `memory`.
+        memory: bytes that `tile="auto"` may use for the picture, the result and the networks' work; None: no limit
+            but that of a tile of `memory.AUTO_TILE`.
         working_size: long side in pixels at which the networks run; their enlarged change is added to the
             picture. "full" for no reduction, "auto" to let the map decide (`choose_working_size`).
         map_order: "text": one map, from I_b. "two_pass": f gets a second one, from I_p (Figure 2).
@@ -61,6 +68,7 @@ class DeblurSettings:
     samples: int = 1
     eta: float = 0.0
     tile: int | Literal["auto"] | None = "auto"
+    memory: int | None = None
     working_size: int | Literal["auto", "full"] = "auto"
     map_order: Literal["text", "two_pass"] = "text"
 
@@ -69,6 +77,8 @@ class DeblurSettings:
         _check_strength(self.strength)
         if self.tile is not None and self.tile != "auto" and not _is_positive(self.tile):
             raise ValueError(f"tile must be a positive number of pixels, None or 'auto', not {self.tile!r}")
+        if self.memory is not None and not _is_positive(self.memory):
+            raise ValueError(f"memory must be a positive number of bytes or None, not {self.memory!r}")
         if self.working_size not in ("auto", "full") and not _is_positive(self.working_size):
             size = self.working_size
             raise ValueError(f"working_size must be a number of pixels > 0, 'auto' or 'full', not {size!r}")
@@ -84,14 +94,14 @@ class DeblurResult:
         image: [B * N, 3, H, W] in 0..1; sample n of item b stands at b * N + n.
         defocus_map: [B, 1, H, W], the map that f was given.
         pre_deblurred: I_p [B, 3, H, W], not clamped; at a reduced working size the picture plus p's enlarged
-            change.
-        residual: [B, N, 3, H, W] in image units.
+            change. None if the stages were not kept.
+        residual: [B, N, 3, H, W] in image units. None if the stages were not kept.
     """
 
     image: Tensor
     defocus_map: Tensor
-    pre_deblurred: Tensor
-    residual: Tensor
+    pre_deblurred: Tensor | None
+    residual: Tensor | None
 
 
 @torch.inference_mode()
@@ -135,17 +145,28 @@ def pre_deblur(
 
 
 @torch.inference_mode()
-def encode_guidance(model: RDDM, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
+def encode_guidance(
+    model: RDDM, pre_deblurred: Tensor, *, tile: int | None = None, callbacks: Callbacks = Callbacks()
+) -> tuple[Tensor, ...]:
     """H(Backbone(I_p)) of Eq. 13: I_p [B, 3, H, W] -> features [B, C, h, w] per stage, on the model's device.
 
-    The features cover I_p padded by replication to a multiple of `model.stride`. Large pictures need not hold
-    them: without guidance `sample_residual` encodes every tile by itself.
+    The features cover I_p padded by replication to a multiple of `model.stride`. Large pictures are seen through
+    windows with context of their own: a backbone looks further around than the tiles of f overlap, and a tile with
+    features of its own would not agree with its neighbours. `tile`: the size of the tiles that must fit into memory,
+    by which windows are made smaller too.
     """
     _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
-    (whole,) = plan_tiles(pre_deblurred.shape[-2], pre_deblurred.shape[-1], None, model.stride)
-    padded = (cut(pre_deblurred[b : b + 1].float(), whole) for b in range(len(pre_deblurred)))
-    items = [model.guidance(x.to(_device(model))) for x in padded]
-    return tuple(torch.cat(stage) for stage in zip(*items, strict=True))
+    height, width = pre_deblurred.shape[-2:]
+    core = min(GUIDANCE_WINDOW, tile or GUIDANCE_WINDOW)
+    windows = plan_windows(height, width, core, GUIDANCE_CONTEXT, model.stride)
+    items = []
+    for b in range(len(pre_deblurred)):
+        parts = []
+        for window in windows:
+            callbacks.check()
+            parts.append(model.guidance(cut(pre_deblurred[b : b + 1].float(), window).to(_device(model))))
+        items.append([join_features(stage, windows) for stage in zip(*parts, strict=True)])
+    return tuple(_stack(stage) for stage in zip(*items, strict=True))
 
 
 @torch.inference_mode()
@@ -169,7 +190,7 @@ def sample_residual(
     Args:
         pre_deblurred: I_p [B, 3, H, W].
         defocus_map: [B or 1, 1, h, w] in 0..1, resized to I_p.
-        guidance: from `encode_guidance` for the same I_p, or None.
+        guidance: from `encode_guidance` for the same I_p; None makes it here.
         seed: an int gives item b the seed `seed + b`; or one seed per item. Sample 0 is the same for every N.
         samples: N.
         steps: 1..T, 0 for the checkpoint's recommendation.
@@ -191,27 +212,77 @@ def sample_residual(
     if guidance is not None and any(len(stage) != batch for stage in guidance):
         raise ValueError(f"guidance must hold {batch} items, as many as pre_deblurred")
     seeds = _seeds(seed, batch)
+    evaluations = len(plan_tiles(height, width, tile, model.stride)) * samples * (steps or model.recommended_steps)
+    residual = pre_deblurred.new_empty(shape)
+    for b in range(batch):
+        watch = callbacks if b == 0 else replace(callbacks, preview=None)
+        bands = _residual_bands(
+            model,
+            pre_deblurred[b : b + 1],
+            defocus_map[b : b + 1],
+            guidance=None if guidance is None else [stage[b : b + 1] for stage in guidance],
+            seed=seeds[b],
+            samples=samples,
+            steps=steps,
+            eta=eta,
+            schedule=schedule,
+            noise=None if noise is None else noise[b],
+            tile=tile,
+            callbacks=watch.part(b * evaluations, batch * evaluations),
+        )
+        for rows, band in bands:
+            residual[b, :, :, rows] = band
+    return residual
+
+
+def _residual_bands(
+    model: RDDM,
+    guess: Tensor,
+    defocus_map: Tensor,
+    *,
+    guidance: Sequence[Tensor] | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    steps: int = 0,
+    eta: float = 0.0,
+    schedule: Schedule = "uniform",
+    noise: Tensor | None = None,
+    tile: int | None = None,
+    callbacks: Callbacks = Callbacks(),
+) -> Iterator[tuple[slice, Tensor]]:
+    """The work of `sample_residual` for one picture: yields rows and their residual [N, 3, h, W], from top to bottom.
+
+    Rows are yielded as soon as they are final, and are not read again: whoever merges them at once may write the
+    result over `guess`, and the whole residual need not be held.
+    """
+    height, width = guess.shape[-2:]
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
     timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
-    residual = pre_deblurred.new_zeros(shape)
-    done, total = 0, batch * len(tiles) * samples * len(timesteps)
-    for b in range(batch):
-        preview = _Preview(callbacks.preview, pre_deblurred[:1]) if callbacks.preview and b == 0 else None
-        for area in tiles:
+    if guidance is None:
+        guidance = encode_guidance(model, guess, tile=tile, callbacks=callbacks)
+    preview = _Preview(callbacks.preview, guess) if callbacks.preview else None
+    done, total = 0, len(tiles) * samples * len(timesteps)
+    tile_rows = [list(row) for _, row in groupby(tiles, key=lambda area: area.rows)]
+    # A row of tiles is final down to where the next one starts to read.
+    ends = [row[0].rows.start for row in tile_rows[1:]] + [height]
+    top, unfinished = 0, guess.new_zeros(samples, 3, 0, width)
+    for row, end in zip(tile_rows, ends, strict=True):
+        band = guess.new_zeros(samples, 3, row[0].rows.last - top, width)
+        band[:, :, : unfinished.shape[2]] = unfinished
+        for area in row:
             # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile, never per step.
-            guess, area_map = (cut(x[b : b + 1], area).to(_device(model)) for x in (pre_deblurred, defocus_map))
+            tile_guess, tile_map = (cut(x, area).to(_device(model)) for x in (guess, defocus_map))
+            semantic = tuple(cut_features(x, area, tiles[-1].rows.stop, tiles[-1].columns.stop) for x in guidance)
             callbacks.check()
-            semantic = model.guidance(guess) if guidance is None else _cut_guidance(guidance, b, area, tiles[-1])
-            callbacks.check()
-            condition = model.denoiser.encode_condition(guess, area_map)
+            condition = model.denoiser.encode_condition(tile_guess, tile_map)
             for n in range(samples):
-                noise_at = partial(noise_tile, area, model.stride, seeds[b], n)
+                noise_at = partial(noise_tile, area, model.stride, seed, n)
                 x = noise_at(0)  # line 3: x_T
                 if noise is not None:  # a padded border keeps the seeded noise
-                    given = noise[b, n][area.outer]
+                    given = noise[n][area.outer]
                     x[..., : given.shape[-2], : given.shape[-1]] = given.to(x)
-                x = x.to(guess.device)
+                x = x.to(tile_guess.device)
                 for i, (t, s) in enumerate(timesteps):  # line 4: from t to s
                     callbacks.check()
                     x_0 = model.denoiser(x, torch.full((1,), t, device=x.device), condition, semantic).float()
@@ -219,9 +290,10 @@ def sample_residual(
                     x = ddim_step(x, x_0, alpha_bars[t], alpha_bars[s], eta, z)  # line 6
                     callbacks.report(done := done + 1, total)
                     if preview is not None and n == 0:
-                        preview.show(guess + x_0 / model.residual_scale, area)
-                add_tile(residual[b : b + 1, n], x / model.residual_scale, area)
-    return residual
+                        preview.show(tile_guess + x_0 / model.residual_scale, area)
+                add_tile(band[n : n + 1], x / model.residual_scale, area, top)
+        yield slice(top, end), band[:, :, : end - top]
+        top, unfinished = end, band[:, :, end - top :]
 
 
 @torch.inference_mode()
@@ -245,10 +317,13 @@ def merge_residual(
             raise ValueError(f"{name} is {list(value.shape)}, but the original is {list(original.shape)}")
     _check_strength(strength)
     original = original.float()
-    change = pre_deblurred.to(original) + residual.to(original) - original
-    weight = original.new_ones(1) if mask is None else _fit_map(mask, original, "mask")
-    weight = strength * weight
-    return torch.where(weight == 0, original, (original + weight * change).clamp(0, 1))
+    weight = None if mask is None else _fit_map(mask, original, "mask")
+    return _apply(original, pre_deblurred.to(original) + residual.to(original), strength, weight)
+
+
+def _apply(original: Tensor, deblurred: Tensor, strength: float, mask: Tensor | None) -> Tensor:
+    weight = strength * (original.new_ones(1) if mask is None else mask)
+    return torch.where(weight == 0, original, (original + weight * (deblurred - original)).clamp(0, 1))
 
 
 @torch.inference_mode()
@@ -259,12 +334,15 @@ def deblur(
     settings: DeblurSettings | None = None,
     defocus_map: Tensor | None = None,
     mask: Tensor | None = None,
+    keep_stages: bool = True,
     callbacks: Callbacks = Callbacks(),
 ) -> DeblurResult:
     """Deblur pictures [B, 3, H, W] by the whole of Algorithm 1.
 
     A `defocus_map` [B or 1, 1, h, w] replaces every estimated one; `mask` [B or 1, 1, h, w] says where the
-    result is applied. Raises ValueError for inputs that do not fit.
+    result is applied. Without `keep_stages` the result holds neither I_p nor the residuals, and a large picture
+    takes less than half the memory. Raises ValueError for inputs that do not fit, and where `settings.memory` is too
+    little.
     """
     settings = settings or DeblurSettings()
     _check_picture(image, "image")
@@ -279,16 +357,19 @@ def deblur(
     second_map = defocus_map is None and settings.map_order == "two_pass"
 
     sizes = [_working_size(settings.working_size, model, maps[b], height, width) for b in range(batch)]
-    tiles = [tile_size(settings.tile, *size) for size in sizes]
+    tiles = [
+        tile_size(settings.tile, *size, model.config, _memory_for(settings, size, (height, width)), settings.samples)
+        for size in sizes
+    ]
     counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
     evaluations = settings.samples * (settings.steps or model.recommended_steps)
     total = done + sum(count * (1 + evaluations) + second_map for count in counts)
     callbacks.report(done, total)
 
-    results: list[tuple[Tensor, ...]] = []
+    results: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
     for b in range(batch):
         watch = callbacks if b == 0 else replace(callbacks, preview=None)
-        original, item_map = image[b : b + 1], maps[b : b + 1]
+        original, item_map, where = image[b : b + 1], maps[b : b + 1], None if mask is None else mask[b : b + 1]
         small, small_map = _resize(original, sizes[b]), _resize(item_map, sizes[b])
         guess = pre_deblur(model, small, small_map, tile=tiles[b], callbacks=watch.part(done, total))
         done += counts[b]
@@ -296,11 +377,11 @@ def deblur(
             small_map = estimate_defocus_map(model, guess.clamp(0, 1), callbacks=watch)
             item_map = _resize(small_map, (height, width))
             watch.report(done := done + 1, total)
-        drawn = sample_residual(
+        bands = _residual_bands(
             model,
             guess,
             small_map,
-            seed=seeds[b : b + 1],
+            seed=seeds[b],
             samples=settings.samples,
             steps=settings.steps,
             eta=settings.eta,
@@ -308,23 +389,56 @@ def deblur(
             callbacks=watch.part(done, total),
         )
         done += counts[b] * evaluations
-        if sizes[b] != (height, width):  # only the change is enlarged: the original keeps its detail
-            guess = original + _enlarge(guess - small, (height, width))
-            drawn = _enlarge(drawn[0], (height, width))[None]
-        where = None if mask is None else mask[b : b + 1]
-        merge = partial(merge_residual, original, guess, strength=settings.strength, mask=where)
-        results.append((torch.cat([merge(drawn[:, n]) for n in range(settings.samples)]), item_map, guess, drawn))
-    return DeblurResult(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+        merged = _merge_bands(original, small, guess, bands, settings, where, keep_stages)
+        results.append((merged[0], item_map, merged[1], merged[2]))
+    images, item_maps, guesses, residuals = zip(*results, strict=True)
+    return DeblurResult(
+        _stack(images),
+        _stack(item_maps),
+        _stack(guesses) if keep_stages else None,
+        _stack(residuals) if keep_stages else None,
+    )
 
 
-def tile_size(choice: int | Literal["auto"] | None, height: int, width: int) -> int | None:
-    """Longest side of a tile for a picture of that size; None is the whole picture at once.
+def _merge_bands(
+    original: Tensor,
+    small: Tensor,
+    guess: Tensor,
+    bands: Iterator[tuple[slice, Tensor]],
+    settings: DeblurSettings,
+    mask: Tensor | None,
+    keep_stages: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Merge residuals as they come: (images [N, 3, H, W], I_p and residuals [1, N, 3, H, W] at the picture's size).
 
-    "auto" decides by area (WHOLE_IMAGE_PIXELS, AUTO_TILE); any other choice is returned as it is.
+    `small` and `guess` are the picture and I_p at the working size. Only the change is enlarged: the original keeps
+    its detail. Without `keep_stages`, `guess` may be overwritten.
     """
-    if choice == "auto":
-        return AUTO_TILE if height * width > WHOLE_IMAGE_PIXELS else None
-    return choice
+    samples, size = settings.samples, (original.shape[-2], original.shape[-1])
+    reduced = small.shape != original.shape
+    drawn = guess.new_empty(1, samples, *guess.shape[1:]) if keep_stages else None
+    # One sample may replace the guess that it was drawn for.
+    finished = guess if samples == 1 and not keep_stages else guess.new_empty(samples, *guess.shape[1:])
+
+    def merge(rows: slice, deblurred: Tensor) -> Tensor:
+        where = None if mask is None else mask[:, :, rows]
+        return _apply(original[:, :, rows], deblurred, settings.strength, where)
+
+    for rows, band in bands:
+        if drawn is not None:
+            drawn[0, :, :, rows] = band
+        for n in range(samples):
+            deblurred = guess[:, :, rows] + band[n]
+            finished[n : n + 1, :, rows] = deblurred - small[:, :, rows] if reduced else merge(rows, deblurred)
+    if reduced:
+        finished = _enlarge(finished, size)
+        for top in range(0, size[0], MERGED_ROWS):
+            rows = slice(top, top + MERGED_ROWS)
+            for n in range(samples):
+                finished[n : n + 1, :, rows] = merge(rows, original[:, :, rows] + finished[n : n + 1, :, rows])
+        if drawn is not None:
+            guess, drawn = original + _enlarge(guess - small, size), _enlarge(drawn[0], size)[None]
+    return finished, guess if keep_stages else None, drawn
 
 
 def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_size: int) -> int | None:
@@ -359,9 +473,16 @@ class _Preview:
         self.callback(self.canvas.clone())
 
 
-def _cut_guidance(guidance: Sequence[Tensor], item: int, tile: Tile, last: Tile) -> tuple[Tensor, ...]:
-    """The tile of the whole picture's guidance; `last` is the last tile, whose end is the padded size."""
-    return tuple(cut_features(x[item : item + 1], tile, last.rows.stop, last.columns.stop) for x in guidance)
+def _memory_for(settings: DeblurSettings, size: tuple[int, int], full: tuple[int, int]) -> int | None:
+    """What the budget leaves for a picture of that working size."""
+    if settings.memory is None or size == full:
+        return settings.memory
+    return settings.memory - held_bytes(*full, settings.samples)
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    """Along the batch; a single part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:

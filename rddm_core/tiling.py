@@ -2,12 +2,14 @@
 
 Tiles start at multiples of the networks' stride, so that a tile and the whole image share their pooling cells
 and strided convolutions. Between two neighbours only a narrow zone in the middle of the overlap is blended,
-by linear ramps that sum to exactly one; what lies behind the zone is context and is thrown away.
+by linear ramps that sum to exactly one; what lies behind the zone is context and is thrown away. Windows are the
+same without blending, for feature maps whose network looks further around than tiles overlap.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import EllipsisType
@@ -124,6 +126,29 @@ def plan_tiles(height: int, width: int, tile: int | None, stride: int, overlap: 
     return [Tile(rows, c) for rows in plan_axis(height, tile, stride, overlap) for c in columns]
 
 
+def plan_windows(height: int, width: int, core: int, context: int, stride: int) -> list[Tile]:
+    """Windows over an image padded to multiples of `stride`, row by row; their kept parts touch and do not overlap.
+
+    A kept part is `core` pixels long or shorter, and `context` more pixels around it are read; both are rounded up to
+    multiples of `stride`. One window if that holds the whole image.
+    """
+    core, context = round_up(core, stride), round_up(context, stride)
+
+    def axis(length: int) -> list[Span]:
+        padded = round_up(length, stride)
+        if padded <= core + context:
+            return [Span(0, padded, 0, padded)]
+        size = round_up(-(-padded // -(-padded // core)), stride)
+        firsts = range(0, padded, size)
+        return [
+            Span(max(0, first - context), min(padded, first + size + context), first, min(padded, first + size))
+            for first in firsts
+        ]
+
+    columns = axis(width)
+    return [Tile(rows, c) for rows in axis(height) for c in columns]
+
+
 def cut(image: Tensor, tile: Tile) -> Tensor:
     """The tile of [B, C, H, W]; beyond the right and the bottom border, the border is replicated."""
     part = image[tile.outer]
@@ -145,10 +170,32 @@ def cut_features(features: Tensor, tile: Tile, height: int, width: int) -> Tenso
     return features[..., rows.start // y : rows.stop // y, columns.start // x : columns.stop // x]
 
 
-def add_tile(canvas: Tensor, values: Tensor, tile: Tile) -> None:
-    """Blend a tile's result into `canvas` [..., H, W] in place; it starts at zero, every tile comes once."""
+def join_features(parts: Sequence[Tensor], windows: Sequence[Tile]) -> Tensor:
+    """The feature map [B, C, h, w] of the padded image from those of its windows, one after the other."""
+    if len(windows) == 1:
+        return parts[0]
+    last, (h, w) = windows[-1], parts[-1].shape[-2:]
+    y, x = (last.rows.stop - last.rows.start) // h, (last.columns.stop - last.columns.start) // w
+    whole = parts[0].new_empty(*parts[0].shape[:-2], last.rows.stop // y, last.columns.stop // x)
+    for part, window in zip(parts, windows, strict=True):
+        (_, to_rows, to_columns), (_, from_rows, from_columns) = window.inner, window.kept
+        kept = part[..., _divide(from_rows, y), _divide(from_columns, x)]
+        whole[..., _divide(to_rows, y), _divide(to_columns, x)] = kept
+    return whole
+
+
+def _divide(pixels: slice, by: int) -> slice:
+    return slice(pixels.start // by, pixels.stop // by)
+
+
+def add_tile(canvas: Tensor, values: Tensor, tile: Tile, top: int = 0) -> None:
+    """Blend a tile's result into `canvas` [..., h, W] in place; it starts at zero, every tile comes once.
+
+    `top` is the image's row at which the canvas begins.
+    """
     weights = tile.rows.weights()[:, None] * tile.columns.weights()[None, :]
-    canvas[tile.inner] += weights.to(canvas) * values[tile.kept].to(canvas)
+    _, rows, columns = tile.inner
+    canvas[..., rows.start - top : rows.stop - top, columns] += weights.to(canvas) * values[tile.kept].to(canvas)
 
 
 def noise_tile(tile: Tile, block: int, seed: int, sample: int, step: int) -> Tensor:

@@ -61,7 +61,7 @@ class Report:
     """What a report shows.
 
     `about`: what was run, name -> value or further names and values. `totals`: row -> figures over all pairs, as FID.
-    `sharp`: scores of sharp photographs that are their own target.
+    `sharp`: scores of sharp photographs that are their own target. `peers`: rows that are other models.
     """
 
     title: str
@@ -74,6 +74,7 @@ class Report:
     sharp: Sequence[PairScores] = ()
     maps: Mapping[str, MapScore] = field(default_factory=dict)
     order: RadiusOrder | None = None
+    peers: Sequence[str] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -89,7 +90,8 @@ def write_report(path: Path, report: Report) -> None:
             _section("Gain over the blurred input", _gain_table(summaries, report.metrics)),
             _section(
                 "Plots",
-                _figure(_gain_plots(scored, main), "PSNR gain per pair, against input and blur"),
+                _figure(_gain_plots(scored, main, report.peers), "PSNR gain per pair, against input and blur"),
+                _figure(_spread_plot(scored), "Spread of the PSNR gain of every row"),
                 _curve(summaries),
             ),
             _uncertainty(scored),
@@ -237,8 +239,8 @@ def _crop_section(
 # ---------------------------------------------------------------- plots
 
 
-def _gain_plots(scored: Sequence[PairScores], main: str) -> Any:
-    """Gain per pair, against the input's PSNR and, where it was measured, against the blur radius."""
+def _gain_plots(scored: Sequence[PairScores], main: str, peers: Sequence[str]) -> Any:
+    """Gain per pair, of peers too, against the input's PSNR and, where it was measured, against the blur radius."""
     from matplotlib.figure import Figure
 
     radii = [r.figures.get(BLURRED, {}).get("radius") for r in scored]
@@ -246,7 +248,14 @@ def _gain_plots(scored: Sequence[PairScores], main: str) -> Any:
     gains = [_gain(r, main) for r in scored]
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     axes = figure.subplots(1, 3 if known else 2)
-    axes[0].bar(range(len(gains)), sorted(gains), color=["#b44" if g < 0 else "#468" for g in sorted(gains)])
+    ordered = sorted(scored, key=lambda r: _gain(r, main))
+    heights = [_gain(r, main) for r in ordered]
+    axes[0].bar(range(len(heights)), heights, color=["#b44" if g < 0 else "#468" for g in heights])
+    for number, peer in enumerate(peers, 1):
+        dots = [_gain(r, peer) for r in ordered]
+        axes[0].plot(range(len(dots)), dots, "o", color=f"C{number}", markersize=4, label=peer)
+    if peers:
+        axes[0].legend(fontsize="small")
     axes[0].set(title=f"{main}: PSNR gain per pair", xlabel="pair, by gain", ylabel="dB")
     colours = _collections(scored)
     places = [("PSNR of the input, dB", [r.rows[BLURRED]["psnr"] for r in scored])]
@@ -264,8 +273,24 @@ def _gain_plots(scored: Sequence[PairScores], main: str) -> Any:
     return figure
 
 
+def _spread_plot(scored: Sequence[PairScores]) -> Any:
+    """Box plots of the PSNR gain over the pairs, one for every row."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in scored[0].rows if row != BLURRED]
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.boxplot([[_gain(r, row) for r in scored] for row in rows], showmeans=True)
+    axis.set_xticks(range(1, len(rows) + 1), rows, rotation=30, ha="right")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(title="PSNR gain over the pairs: quartiles, median (line), mean (triangle)", ylabel="dB")
+    axis.grid(alpha=0.3)
+    return figure
+
+
 def _curve(summaries: Sequence[Summary]) -> str:
-    """Perception against distortion over steps and number of samples; "" where there is but one such row."""
+    """Perception against distortion over steps and number of samples, and every other row as a point beside; "" where
+    there is but one such row."""
     from matplotlib.figure import Figure
 
     means = {(s.row, s.metric): s.mean for s in summaries}
@@ -274,7 +299,7 @@ def _curve(summaries: Sequence[Summary]) -> str:
     shown = {name: members for name, members in families.items() if len(members) > 1}
     if not shown or (rows[0], "haarpsi") not in means:
         return ""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
     axis = figure.subplots()
     for name, members in shown.items():
         x, y = ([means[row, metric] for row in members] for metric in ("psnr", "haarpsi"))
@@ -283,13 +308,13 @@ def _curve(summaries: Sequence[Summary]) -> str:
         )
         for row, px, py in zip(members, x, y, strict=True):
             axis.annotate(row, (px, 1 - py), textcoords="offset points", xytext=(5, 4), fontsize="small")
-    others = [row for row in rows if row in ("pre-deblurred", "regression", "wiener", "unsharp", BLURRED)]
-    limits = axis.get_xlim(), axis.get_ylim()
-    for row in others:
-        axis.annotate(row, (means[row, "psnr"], 1 - means[row, "haarpsi"]), color="#777", fontsize="small")
-        axis.plot(means[row, "psnr"], 1 - means[row, "haarpsi"], "x", color="#777")
-    if not others:
-        axis.set(xlim=limits[0], ylim=limits[1])
+    for row in rows:
+        if not any(row in members for members in shown.values()):
+            place = (means[row, "psnr"], 1 - means[row, "haarpsi"])
+            axis.plot(*place, "x", color="#777")
+            axis.annotate(
+                row, place, color="#555", fontsize="small", ha="right", textcoords="offset points", xytext=(-5, -3)
+            )
     axis.set(
         title="Perception against distortion",
         xlabel="PSNR, dB (better to the right)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -63,7 +64,8 @@ def rddm_method(model: RDDM, settings: DeblurSettings, rows: Sequence[str] = DEF
 
     def restore(blurred: Tensor) -> dict[str, Tensor]:
         work = _Work(model, settings, blurred[None], drawn)
-        return {row: work.row(row) for row in rows}
+        with _sharing(model):
+            return {row: work.row(row) for row in rows}
 
     return restore
 
@@ -113,6 +115,11 @@ class _Work:
     def result(self) -> DeblurResult:
         return deblur(self.model, self.image, settings=self.settings)
 
+    def pre_deblurred(self) -> Tensor:
+        guess = self.result.pre_deblurred
+        assert guess is not None  # `deblur` keeps it, unless told otherwise
+        return guess[0]
+
     @cached_property
     def samples(self) -> Tensor:
         return deblur(self.model, self.image, settings=replace(self.settings, samples=self.drawn)).image
@@ -146,13 +153,57 @@ _PLAIN_ROWS: Mapping[str, Callable[[_Work], Tensor]] = {
     "unsharp": _Work.unsharp,
     "wiener": lambda work: work.deconvolved("wiener"),
     "richardson-lucy": lambda work: work.deconvolved("richardson_lucy"),
-    "pre-deblurred": lambda work: work.result.pre_deblurred[0],
+    "pre-deblurred": _Work.pre_deblurred,
     "final": lambda work: work.result.image.mean(dim=0),
     "map-zeroed": lambda work: work.with_map(torch.zeros_like),
     "map-inverted": lambda work: work.with_map(lambda defocus_map: 1 - defocus_map),
     "guidance-zeroed": _Work.without_guidance,
 }
 _NUMBERED = re.compile(r"(steps|mean)-([1-9][0-9]{0,3})")
+
+
+REMEMBERED = 16
+"""Calls of each network that are kept for the rows to come: all of a picture that is processed whole."""
+
+
+@contextmanager
+def _sharing(model: RDDM) -> Iterator[None]:
+    """Inside, a network that is asked the same again answers from memory.
+
+    Rows have most of their work in common: map, first guess, guidance, condition, and every step that starts from the
+    same noise. Hooks, as of `_zeroed`, still see every call.
+    """
+    methods = [(part, "forward") for part in (model.estimator, model.pre_deblur, model.guidance, model.denoiser)]
+    methods.append((model.denoiser, "encode_condition"))
+    for part, name in methods:
+        setattr(part, name, _remembering(getattr(part, name)))
+    try:
+        yield
+    finally:
+        for part, name in methods:
+            delattr(part, name)  # the class's own is seen again
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    calls: deque[tuple[tuple[Any, ...], Any]] = deque(maxlen=REMEMBERED)
+
+    def call(*arguments: Any) -> Any:
+        for before, result in calls:
+            if _same(before, arguments):
+                return result
+        calls.append((arguments, result := function(*arguments)))
+        return result
+
+    return call
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two tensors, or tuples of them, hold the same values."""
+    if a is b:
+        return True
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,17 +97,73 @@ class RDDBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], time [B, time_width], guidance [B, guidance_width, H, W] -> [B, C, H, W]."""
-        y = self.norm1(x)
-        if self.time is not None and time is not None:
-            scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
-            y = torch.addcmul(shift.to(y.dtype), y, 1 + scale.to(y.dtype))
-        y = simple_gate(self.mixer(self.expand(y)))
-        y = y * self.attention(y).to(y.dtype)
-        if guidance is not None:
-            y = torch.cat((y, guidance.to(y.dtype)), dim=1)
-        x = torch.addcmul(x, self.project(y).to(x.dtype), self.beta.to(x))
-        y = self.feed_out(simple_gate(self.feed_in(self.norm2(x))))
-        return torch.addcmul(x, y.to(x.dtype), self.gamma.to(x))
+        modulation = None if self.time is None or time is None else self.time(time)[:, :, None, None].chunk(2, dim=1)
+
+        def mix(x: Tensor) -> Tensor:
+            y = self.norm1(x)
+            if modulation is not None:
+                scale, shift = modulation
+                y = torch.addcmul(shift.to(y.dtype), y, 1 + scale.to(y.dtype))
+            return simple_gate(self.mixer(self.expand(y)))
+
+        def combine(x: Tensor, y: Tensor, *guidance: Tensor) -> Tensor:
+            y = torch.cat((y, *(g.to(y.dtype) for g in guidance)), dim=1)
+            x = torch.addcmul(x, self.project(y).to(x.dtype), self.beta.to(x))
+            y = self.feed_out(simple_gate(self.feed_in(self.norm2(x))))
+            return torch.addcmul(x, y.to(x.dtype), self.gamma.to(x))
+
+        rows = strip_rows(x, 2 * x.shape[1])
+        # A deformable convolution may look anywhere.
+        y = mix(x) if isinstance(self.mixer, DeformableConv) else in_strips(mix, rows, 1, x)
+        attention = self.attention(y).to(y.dtype)
+        y = y * attention if torch.is_grad_enabled() else y.mul_(attention)
+        return in_strips(combine, rows, 0, x, y, *(() if guidance is None else (guidance,)))
+
+
+STRIP_ELEMENTS = 2**20
+"""Elements of the widest intermediate tensor of a strip: a few MB, so that it stays in a CPU's cache."""
+
+
+def strip_rows(x: Tensor, channels: int) -> int:
+    """Rows of a strip of [B, `channels`, rows, W]: all of them on a GPU and in training, which needs every value."""
+    batch, _, height, width = x.shape
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return height
+    return min(height, max(1, STRIP_ELEMENTS // (batch * channels * width)))
+
+
+def in_strips(function: Callable[..., Tensor], rows: int, halo: int, *inputs: Tensor) -> Tensor:
+    """`function(*inputs)` in strips of `rows` rows, with `halo` rows around each of which the function looks.
+
+    Inputs and result [B, C, H, W] have the same height. The wide tensors inside the function are then never as large
+    as the picture: they stay in the cache, and peak memory falls.
+    """
+    height = inputs[0].shape[-2]
+    if rows >= height:
+        return function(*inputs)
+    result = None
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        start = max(0, top - halo)
+        part = function(*(x[..., start : bottom + halo, :] for x in inputs))
+        if result is None:
+            shape = (*part.shape[:2], height, part.shape[-1])
+            result = torch.empty(shape, dtype=part.dtype, memory_format=torch.channels_last)
+        result[..., top:bottom, :] = part[..., top - start : bottom - start, :]
+    assert result is not None
+    return result
+
+
+def unshuffled(x: Tensor, factor: int) -> Tensor:
+    """Pixel unshuffle into channels_last, in which depthwise convolutions and norms run several times as fast."""
+    return F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
+
+
+def conv_unshuffled(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of the pixel-unshuffled x, without unshuffling it: a convolution of blocks side by side."""
+    block = math.isqrt(conv.in_channels // x.shape[1])
+    weight = conv.weight.reshape(conv.out_channels, x.shape[1], block, block)
+    return F.conv2d(x, weight, conv.bias, stride=block).contiguous(memory_format=torch.channels_last)
 
 
 class Downsample(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,9 +29,12 @@ def wiener_bank(image: Tensor, radii: tuple[float, ...]) -> Tensor:
         height, width = luma.shape[-2:]
         padded = _periodic(_periodic(luma, fft_size(width + MARGIN)).mT, fft_size(height + MARGIN)).mT
         size = (padded.shape[-2], padded.shape[-1])
-        filters = torch.stack([_inverse_filter(radius, size) for radius in radii]).to(luma.device)
-        changes = torch.fft.irfft2(torch.fft.rfft2(padded) * filters, s=size)
-        return changes[..., :height, :width].clamp(-1, 1)
+        spectrum = torch.fft.rfft2(padded)
+        bank = luma.new_empty(len(luma), len(radii), height, width)
+        for i, radius in enumerate(radii):  # one after the other: complex planes are large
+            change = torch.fft.irfft2(spectrum * _inverse_filter(radius, size).to(luma.device), s=size)
+            bank[:, i] = change[:, 0, :height, :width].clamp(-1, 1)
+        return bank
 
 
 def _periodic(x: Tensor, length: int) -> Tensor:
@@ -39,6 +44,8 @@ def _periodic(x: Tensor, length: int) -> Tensor:
     return torch.cat((x, torch.lerp(x[..., -1:], x[..., :1], ramp)), dim=-1)
 
 
+@lru_cache(maxsize=8)  # tiles share their size; to make the filters costs as much as to apply them
+@torch.inference_mode(False)  # training may use them too
 def _inverse_filter(radius: float, size: tuple[int, int]) -> Tensor:
     """H* / (|H|^2 + K), normalised to leave the mean as it is, minus one: [h, w // 2 + 1] for `rfft2`."""
     transfer = transfer_function(aperture_kernel(radius, Aperture(), 2 * int(radius + 2) + 1), *size)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import DenoiserConfig
-from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample
+from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, unshuffled
 from .deconvolution import wiener_bank
 from .guidance import features_for_level
 
@@ -94,33 +95,47 @@ class DenoisingNetwork(nn.Module):
         pre_deblurred [B, 3, H, W], defocus_map [B, 1, H, W], H and W multiples of `stride`. Returns a tuple that
         `forward` takes as `condition`.
         """
-        dtype = next(self.parameters()).dtype
-        x = F.pixel_unshuffle(torch.cat((pre_deblurred, defocus_map), dim=1).to(dtype), self.config.unshuffle)
+        x = torch.cat((pre_deblurred, defocus_map), dim=1).to(next(self.parameters()).dtype)
+        x = unshuffled(x, self.config.unshuffle)
         if self.config.state_entry == "encoder":
             return (x,)
-        features = self.intro(x)
+        x = self.intro(x)
         if radii := self.config.deconvolution_radii:
-            bank = wiener_bank(pre_deblurred, radii).to(dtype)
-            features = features + self.deconvolution_intro(F.pixel_unshuffle(bank, self.config.unshuffle))
-        return self._encode(features)
+            x = x + conv_unshuffled(self.deconvolution_intro, wiener_bank(pre_deblurred, radii).to(x.dtype))
+        return self._encode(x)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: tuple[Tensor, ...]) -> Tensor:
         """x_t [B, 3, H, W] (unit-scale residual with noise), t [B] in 1..T -> predicted x_0 [B, 3, H, W] in fp32."""
         dtype = next(self.parameters()).dtype
         time = self.time(t, dtype)
-        state = F.pixel_unshuffle(x_t.to(dtype), self.config.unshuffle)
+        states: list[Tensor] = []
         if self.config.state_entry == "encoder":
-            *skips, x = self._encode(self.intro(torch.cat((state, condition[0]), dim=1)))
+            state = unshuffled(x_t.to(dtype), self.config.unshuffle)
+            condition = self._encode(self.intro(torch.cat((state, condition[0]), dim=1)))
+            del state
         else:
-            *skips, x = condition
-            skips = [s + g for s, g in zip(skips, self._state_pyramid(state, time), strict=True)]
+            states = self._state_pyramid(x_t.to(dtype))
+        *skips, x = condition
         for level in reversed(range(len(skips))):
             x = self.ups[level](x) + skips[level]
+            if states:
+                # At t = T the state is pure noise: the gate lets the network close this path per channel.
+                x = torch.addcmul(x, states.pop(), self.state_gates[level](time)[:, :, None, None].to(x.dtype))
             semantic = features_for_level(guidance, level, (x.shape[-2], x.shape[-1]))
             for block in cast(nn.ModuleList, self.decoders[level]):
                 x = block(x, time, semantic)
-        x_0 = F.pixel_shuffle(self.outro(x), self.config.unshuffle).float()
-        return x_0 + self.overlap(x).float() if self.config.overlap else x_0
+        x = F.conv2d(x, self._last_weight(), self.outro.bias, padding=1)
+        return F.pixel_shuffle(x, self.config.unshuffle).float()
+
+    def _last_weight(self) -> Tensor:
+        """Of `outro` and `overlap` in one: a transposed convolution of twice the block's width, of which every block
+        sees its own feature and the neighbours', is a 3x3 convolution before the pixel shuffle.
+        """
+        if not self.config.overlap:
+            return self.outro.weight
+        padded = F.pad(self.overlap.weight, (self.config.unshuffle // 2,) * 4)
+        taps = rearrange(padded, "c out (y r) (x s) -> (out r s) c y x", y=3, x=3)
+        return self.outro.weight + taps.flip(2, 3)
 
     def _encode(self, x: Tensor) -> Condition:
         skips = []
@@ -130,11 +145,8 @@ class DenoisingNetwork(nn.Module):
             x = down(x)
         return (*skips, self.middle(x))
 
-    def _state_pyramid(self, state: Tensor, time: Tensor) -> list[Tensor]:
-        features = [self.state_intro(state)]
+    def _state_pyramid(self, state: Tensor) -> list[Tensor]:
+        features = [conv_unshuffled(self.state_intro, state)]
         for down in self.state_downs:
             features.append(down(F.silu(features[-1])))
-        # At t = T the state is pure noise: the gate lets the network close this path per channel.
-        return [
-            f * gate(time)[:, :, None, None].to(f.dtype) for f, gate in zip(features, self.state_gates, strict=True)
-        ]
+        return features

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import PreDeblurConfig
-from .blocks import Downsample, RDDBlock, Upsample
+from .blocks import Downsample, RDDBlock, Upsample, conv_unshuffled
 
 
 class PreDeblurModule(nn.Module):
@@ -49,7 +49,7 @@ class PreDeblurModule(nn.Module):
         H and W must be multiples of `stride` and, above one attention cell, of the cell.
         """
         dtype = next(self.parameters()).dtype
-        x = self.intro(F.pixel_unshuffle(torch.cat((image, defocus_map), dim=1).to(dtype), self.unshuffle))
+        x = conv_unshuffled(self.intro, torch.cat((image, defocus_map), dim=1).to(dtype))
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)

@@ -94,13 +94,19 @@ def compute(
 ) -> Pictures:
     """Deblur one picture; what is not wanted is let go. Raises as `pipeline.deblur`."""
     callbacks = Callbacks(progress=progress)
-    deblurred = pipeline.deblur(model, loaded.pixels[None], settings=work.settings, callbacks=callbacks)
+    deblurred = pipeline.deblur(
+        model,
+        loaded.pixels[None],
+        settings=work.settings,
+        keep_stages="pre-deblur" in job.extras,
+        callbacks=callbacks,
+    )
     result = deblurred.image[0] if len(deblurred.image) == 1 else deblurred.image.mean(dim=0)
     extras = {}
     for name in job.extras:
         if name == "map":
             extras[name] = deblurred.defocus_map[0].expand(3, -1, -1)
-        elif name == "pre-deblur":
+        elif name == "pre-deblur" and deblurred.pre_deblurred is not None:
             extras[name] = deblurred.pre_deblurred[0]
         else:
             extras[name] = images.comparison_sheet({"input": loaded.pixels, "deblurred": result})

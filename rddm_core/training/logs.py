@@ -34,14 +34,14 @@ class RunLog:
                 drop_rows_after(folder / name, step)
             self.writer = open_tensorboard(folder / "tensorboard", step)
 
-    def step(self, step: int, losses: Row, norm: float, rate: float) -> None:
-        """Count one training step; every EVERY steps a row is written."""
+    def step(self, step: int, losses: Row, norm: float, rate: float, spent: Row) -> None:
+        """Count one training step; every EVERY steps a row is written. `spent`: hours since the run began."""
         self.count += 1
         for key, value in {**losses, "gradient_norm": norm}.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
         if step % self.EVERY == 0:
             now = time.monotonic()
-            row = {"step": step, "learning_rate": rate, "steps_per_second": self.count / (now - self.started)}
+            row = {"step": step, **spent, "learning_rate": rate, "steps_per_second": self.count / (now - self.started)}
             row |= {key: value / self.count for key, value in self.sums.items()}
             self._append("train", row)
             if step % (10 * self.EVERY) == 0:
@@ -65,10 +65,10 @@ class RunLog:
         if not self.active:
             return
         path = self.folder / f"{name}.csv"
-        fresh = not path.exists()
+        columns = read_columns(path)  # a file that an earlier version began keeps its own
         with path.open("a", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(row))
-            if fresh:
+            writer = csv.DictWriter(handle, fieldnames=columns or list(row), extrasaction="ignore")
+            if not columns:
                 writer.writeheader()
             writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
         if self.writer is not None:
@@ -85,6 +85,14 @@ def open_tensorboard(folder: Path, step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(folder, purge_step=step + 1 if step else None)
+
+
+def read_columns(path: Path) -> list[str]:
+    """The column names of a CSV file, [] where there is none."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as handle:
+        return next(csv.reader(handle), [])
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -113,10 +121,10 @@ def draw_curves(folder: Path) -> Path:
     train, validation = read_rows(folder / "train.csv"), read_rows(folder / "validation.csv")
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, 1)
-    losses = _series(train, exclude=("learning_rate", "steps_per_second", "gradient_norm"))
+    losses = _series(train, exclude=("hours", "cpu_hours", "learning_rate", "steps_per_second", "gradient_norm"))
     for axis, series, label in (
         (above, losses, "training loss"),
-        (below, _series(validation, exclude=("hours", "score")), "validation (dev)"),
+        (below, _series(validation, exclude=("hours", "cpu_hours", "score")), "validation (dev)"),
     ):
         for key, (steps, values) in series.items():
             axis.plot(steps, values, marker="." if len(steps) < 40 else None, label=key)

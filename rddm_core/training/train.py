@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint import load_checkpoint, save_checkpoint
-from ..config import preset
+from ..checkpoint import default_checkpoint_path, load_checkpoint, save_checkpoint
+from ..config import override, preset
 from ..data.datasets import dataset_masks, dataset_pairs
 from ..data.sources import DepthPhoto, PhotoPair, depth_photos, focal_stack_depths, read_rgb, sharp_photos
 from ..data.stream import Sample, Sources, TrainingStream
@@ -66,7 +66,7 @@ class Objective(nn.Module):
             losses = regression_loss(self.model, blurred, sharp, weights)
             return {"loss": losses["residual"] + recipe.spectrum * losses["spectrum"], **losses}
         t, noise = self._noise(batch)
-        defocus_map, unknown = batch["map"].clone(), batch["map_known"][:, 0] == 0
+        defocus_map, unknown = true_map(batch, recipe).clone(), batch["map_known"][:, 0] == 0
         if bool(unknown.any()):
             scale = MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
             defocus_map[unknown] = estimate_training_map(self.model, blurred[unknown], scale)
@@ -129,7 +129,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     from accelerate import Accelerator
 
     recipe = load_recipe(Path(config_path))
-    accelerator = Accelerator(mixed_precision=recipe.precision)
+    accelerator = Accelerator(mixed_precision=precision_for(recipe))
     folder = runs_folder() / recipe.name
     state_path = folder / "state.pt"
     if state_path.exists() and not resume:
@@ -149,7 +149,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     # Placed on its device first: averages and restored moments follow the parameters.
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     average = MovingAverage(parameters, recipe.ema)
-    step, seconds, best = 0, 0.0, -math.inf
+    step, seconds, cpu_seconds, best = 0, 0.0, 0.0, -math.inf
     if resume and state_path.exists():
         # Our own file, but still read without executing anything from it.
         state = torch.load(state_path, map_location="cpu", weights_only=True)
@@ -158,6 +158,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         optimizer.load_state_dict(state["optimizer"])
         average.values = [value.to(p.device) for value, p in zip(state["average"], parameters, strict=True)]
         step, seconds, best = state["step"], state["seconds"], state["best"]
+        cpu_seconds = state.get("cpu_seconds", math.nan)  # a run of an earlier version did not count them
     sources = open_sources(recipe)
     if recipe.stage == "joint":
         sources.pair_maps.update(estimate_pair_maps(model, sources.pairs))
@@ -174,25 +175,25 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
 
     def save() -> None:
         if accelerator.is_main_process:
-            save_state(state_path, model, optimizer, average, step, seconds, best)
+            save_state(state_path, model, optimizer, average, step, seconds, cpu_seconds, best)
 
     def validate() -> float:
         with average.applied(), accelerator.autocast():
             model.eval()
-            sheet = folder / "sheets" / f"{step:07d}.jpg"
+            sheet = folder / "sheets" / f"{step:07d}.jpg" if accelerator.is_main_process else None
             if recipe.stage == "estimator":
-                score, figures = validate_estimator(model, recipe, sources)
+                score, figures = validate_estimator(model, recipe, sheet)
             elif recipe.stage == "joint":
                 score, figures = validate_joint(model, recipe, sheet)
             else:
                 score, figures = validate_regression(model, recipe, sheet)
-            provenance = describe(recipe, step, seconds, figures)
+            provenance = describe(recipe, step, hours(seconds, cpu_seconds), figures)
             if accelerator.is_main_process:
                 save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
                 if score > best:
                     save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
             set_training_mode(model, recipe)
-        log.validation({"step": step, "hours": round(seconds / 3600, 3), "score": score, **figures})
+        log.validation({"step": step, **hours(seconds, cpu_seconds), "score": score, **figures})
         return max(best, score)
 
     model.recommended_steps = recipe.recommended_steps
@@ -202,7 +203,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     for batch in loader:
         if step >= recipe.steps or (minutes is not None and time.monotonic() - started > minutes * 60):
             break
-        tick = time.monotonic()
+        tick, cpu_tick = time.monotonic(), time.process_time()
         batch = {key: value.to(accelerator.device) for key, value in batch.items()}
         if recipe.stage == "joint" and step in recipe.residual_scale_steps:
             model.residual_scale = measure_residual_scale(model, sources, recipe)
@@ -226,66 +227,102 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.monotonic() - tick
-        log.step(step, {key: float(value.detach()) for key, value in losses.items()}, norm, learning_rate(recipe, step))
-        if time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
-            save()
-            last_save = time.monotonic()
-        if time.monotonic() - last_validation > recipe.validate_minutes * 60:
+        cpu_seconds += time.process_time() - cpu_tick
+        shown = {key: float(value.detach()) for key, value in losses.items()}
+        log.step(step, shown, norm, learning_rate(recipe, step), hours(seconds, cpu_seconds))
+        validated = time.monotonic() - last_validation > recipe.validate_minutes * 60
+        if validated:
             best = validate()
             last_validation = time.monotonic()
+        # Always after a validation: without its score, a run that goes on would replace the best weights by worse ones.
+        if validated or time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
+            save()
+            last_save = time.monotonic()
     best = validate()
     save()
     return folder / "best.safetensors"
 
 
+def precision_for(recipe: Recipe) -> str:
+    """The recipe's precision, `auto` resolved for this machine."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    fast = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    return "bf16" if fast else "no"
+
+
 def build_model(recipe: Recipe) -> RDDM:
     """The recipe's networks: from `start_from`, or fresh with the backbone's own weights."""
     if recipe.start_from:
-        path = Path(recipe.start_from)
-        if not path.is_file():
-            path = runs_folder() / recipe.start_from / "best.safetensors"
-        start = load_checkpoint(path)
+        start = load_checkpoint(find_checkpoint(recipe.start_from))
         if not recipe.rebuild:
             silence(start, recipe)
             return start
     torch.manual_seed(recipe.seed)
-    model = RDDM(preset(recipe.preset))
+    try:
+        model = RDDM(override(preset(recipe.preset), recipe.network))
+    except (IndexError, ValueError) as error:
+        raise ValueError(
+            f"the recipe's network cannot be built ({error}): compare its lists with the preset's"
+        ) from error
     if recipe.start_from:
-        transfer_weights(start, model)
+        transfer_weights(start, model, recipe.parts)
     if recipe.backbone_weights:
         load_backbone_weights(model.guidance, recipe.backbone_weights)
     silence(model, recipe)
     return model
 
 
+def find_checkpoint(name: str) -> Path:
+    """What `start_from` names: the shipped weights, a file, or the best checkpoint of another run."""
+    if name == "shipped":
+        return default_checkpoint_path()
+    path = Path(name)
+    return path if path.is_file() else runs_folder() / name / "best.safetensors"
+
+
 def silence(model: RDDM, recipe: Recipe) -> None:
-    """Set the last layers of the parts in `recipe.silent` so that they have no effect, in checkpoints as well."""
-    projections: Any = model.guidance.projections
-    last: dict[str, list[Any]] = {
-        "estimator": [model.estimator.segformer.decode_head.classifier],
-        "pre_deblur": [model.pre_deblur.outro],
-        "guidance": [projection[2] for projection in projections],
-    }
+    """Set the last layers of the parts in `recipe.silent` so that they have no effect, in checkpoints as well.
+
+    Raises ValueError for `state` where x_t enters f's encoder, whose first layer it shares with the condition.
+    """
+    layers: list[Any]
     with torch.no_grad():
         for part in recipe.silent:
-            for layer in last[part]:
+            if part == "estimator":
+                layers = [model.estimator.segformer.decode_head.classifier]
+            elif part == "pre_deblur":
+                layers = [model.pre_deblur.outro]
+            elif part == "guidance":
+                layers = [projection[2] for projection in cast(Any, model.guidance.projections)]
+            elif model.config.denoiser.state_entry == "decoder":
+                layers = list(model.denoiser.state_gates)
+            else:
+                raise ValueError("the state can be silenced only in networks with state_entry 'decoder'")
+            for layer in layers:
                 layer.weight.zero_()
                 # The estimator's logit passes a sigmoid.
                 layer.bias.fill_(-30.0 if part == "estimator" else 0.0)
 
 
-def transfer_weights(source: RDDM, target: RDDM) -> list[str]:
-    """Copy every tensor of `source` that fits into `target`; returns the names of those of `target` left as built.
+def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> list[str]:
+    """Copy every tensor of `source` that fits into `target`, or those of `parts` alone; returns the names of those of
+    `target` left as built.
 
     Layers that only `target` has and that add to the sum of others start at zero, so that it begins as `source` ends.
     """
     given, wanted = source.state_dict(), target.state_dict()
-    fitting = {name: value for name, value in given.items() if name in wanted and value.shape == wanted[name].shape}
+    taken = tuple(f"{part}." for part in parts) or ("",)
+    fitting = {
+        name: value
+        for name, value in given.items()
+        if name.startswith(taken) and name in wanted and value.shape == wanted[name].shape
+    }
     target.load_state_dict(fitting, strict=False)
     left = sorted(set(wanted) - set(fitting))
     with torch.no_grad():
         for name, parameter in target.named_parameters():
-            if name in left and name.startswith(ADDED_LAYERS):
+            if name in left and name.startswith(taken) and name.startswith(ADDED_LAYERS):
                 parameter.zero_()
     target.residual_scale, target.recommended_steps = source.residual_scale, source.recommended_steps
     return left
@@ -315,6 +352,9 @@ def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
         parts = [model.pre_deblur]
     for part in parts:
         part.requires_grad_(True)
+    if "state" in recipe.silent:
+        for part in (model.denoiser.state_intro, model.denoiser.state_downs, model.denoiser.state_gates):
+            part.requires_grad_(False)
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -334,13 +374,16 @@ def open_sources(recipe: Recipe) -> Sources:
         depths = depth_photos(root / data.depth)
         depths += focal_stack_depths(root / data.pairs, "train") if data.pairs else []
     pairs = dataset_pairs(root / data.pairs, "train", data.layout) if data.pairs else []
+    folder = runs_folder() / data.pack
     if data.leave_out:
         kept = leave_out(pairs, data.leave_out)
         # The sharp photographs of the collection must not come back as scenes with depth.
         gone = {pair.sharp for pair in pairs} - {pair.sharp for pair in kept}
-        depths = [depth for depth in depths if depth.image not in gone]
+        if any(depth.image in gone for depth in depths):
+            depths = [depth for depth in depths if depth.image not in gone]
+            folder = runs_folder() / f"{data.pack}-without-{data.leave_out}"
         pairs = kept
-    pack = RenderedPack(runs_folder() / data.pack, sharp, data.render, data.pack_count, depths) if sharp else None
+    pack = RenderedPack(folder, sharp, data.render, data.pack_count, depths) if sharp else None
     return Sources(
         pack=pack,
         pairs=pairs,
@@ -357,6 +400,11 @@ def leave_out(pairs: list[PhotoPair], collection: str) -> list[PhotoPair]:
     return [pair for pair, name in zip(pairs, collections, strict=True) if name != collection]
 
 
+def true_map(batch: Sample, recipe: Recipe) -> Tensor:
+    """The maps of a batch [B, 1, S, S]; of zero where the recipe silences the estimator, as they then are in use."""
+    return torch.zeros_like(batch["map"]) if "estimator" in recipe.silent else batch["map"]
+
+
 def measure_residual_scale(model: RDDM, sources: Sources, recipe: Recipe, samples: int = 96) -> float:
     """1 / standard deviation of I - I_p over samples of the mixture, with the true map where there is one."""
     stream = iter(TrainingStream(sources, replace(recipe.mixture, known_map=1.0), 8, start_step=10**6))
@@ -364,24 +412,37 @@ def measure_residual_scale(model: RDDM, sources: Sources, recipe: Recipe, sample
     with torch.no_grad():
         for _ in range(samples // 8):
             batch = {key: value.to(device) for key, value in next(stream).items()}
-            pre_deblurred = model.pre_deblur(batch["blurred"], batch["map"])
+            pre_deblurred = model.pre_deblur(batch["blurred"], true_map(batch, recipe))
             squares.append((batch["sharp"] - pre_deblurred).square().mean())
     return float(1 / torch.stack(squares).mean().sqrt())
 
 
-def describe(recipe: Recipe, step: int, seconds: float, figures: dict[str, float]) -> dict[str, Any]:
-    """Provenance stored in a checkpoint."""
+def hours(seconds: float, cpu_seconds: float) -> dict[str, float]:
+    """Time of the training steps alone. `cpu_hours` are those of all threads of this process: on a busy machine they
+    tell more of the work done. Loader workers, which are processes of their own, count in neither."""
+    return {"hours": round(seconds / 3600, 5), "cpu_hours": round(cpu_seconds / 3600, 5)}
+
+
+def describe(recipe: Recipe, step: int, spent: dict[str, float], figures: dict[str, float]) -> dict[str, Any]:
+    """Provenance stored in a checkpoint; `spent` from `hours`."""
     return {
         "recipe": asdict(recipe),
         "step": step,
-        "hours": round(seconds / 3600, 3),
+        **spent,
         "dev": figures,
         "torch": torch.__version__,
     }
 
 
 def save_state(
-    path: Path, model: RDDM, optimizer: Any, average: MovingAverage, step: int, seconds: float, best: float
+    path: Path,
+    model: RDDM,
+    optimizer: Any,
+    average: MovingAverage,
+    step: int,
+    seconds: float,
+    cpu_seconds: float,
+    best: float,
 ) -> None:
     """Write what resuming needs."""
     state = {
@@ -391,6 +452,7 @@ def save_state(
         "average": average.values,
         "step": step,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "best": best,
     }
     with atomic_target(path) as partial:

@@ -1,8 +1,11 @@
-"""Validation during training, on real `split=dev` photographs alone."""
+"""Validation during training, on real `split=dev` photographs alone.
+
+Every validation also draws a sample sheet: a column of photographs from the dev part, each beside what became of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 
 from ..data.datasets import dataset_masks, dataset_pairs
 from ..data.sources import read_grey, read_rgb
-from ..data.stream import Sources
+from ..files import atomic_target
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
 from ..pipeline import estimate_defocus_map, pre_deblur, sample_residual
@@ -21,6 +24,8 @@ from ..regression import regress
 from .recipe import Recipe
 
 MASK_THRESHOLD = 0.5
+SHEET_ROWS = 5
+"""About as many photographs are shown on a sample sheet."""
 
 
 def to_tensor(picture: np.ndarray) -> Tensor:
@@ -29,7 +34,7 @@ def to_tensor(picture: np.ndarray) -> Tensor:
 
 
 def validate_joint(
-    model: RDDM, recipe: Recipe, sheet: Path, steps: tuple[int, ...] = (1, 3)
+    model: RDDM, recipe: Recipe, sheet: Path | None, steps: tuple[int, ...] = (1, 3)
 ) -> tuple[float, dict[str, float]]:
     """PSNR gains over the blurred input on dev pairs, for I_p alone and after 1 and 3 steps; a sample sheet.
 
@@ -48,7 +53,7 @@ def validate_joint(
     return figures["steps1_mean"], figures
 
 
-def validate_regression(model: RDDM, recipe: Recipe, sheet: Path) -> tuple[float, dict[str, float]]:
+def validate_regression(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
     """PSNR gain over the blurred input on dev pairs by the network in p's place; a sample sheet.
 
     Returns (mean gain, all figures).
@@ -63,7 +68,7 @@ def validate_regression(model: RDDM, recipe: Recipe, sheet: Path) -> tuple[float
 
 
 def validate_pairs(
-    recipe: Recipe, sheet: Path, restore: Callable[[Tensor], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
+    recipe: Recipe, sheet: Path | None, restore: Callable[[Tensor], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
 ) -> dict[str, float]:
     """Mean and worst PSNR gain of every named picture that `restore` makes of [1, 3, H, W], over the dev pairs.
 
@@ -71,20 +76,33 @@ def validate_pairs(
     """
     pairs = dataset_pairs(recipe.data.resolved_root() / recipe.data.pairs, "dev", recipe.data.layout)
     gains: dict[str, list[float]] = {}
-    strips = []
+    rows: list[tuple[Tensor, ...]] = []
     for i, pair in enumerate(pairs):
         image, target = to_tensor(read_rgb(pair.blurred)), to_tensor(read_rgb(pair.sharp))
         before = psnr_8bit(image[0], target[0])
         results, shown = restore(image)
         for name, result in results.items():
             gains.setdefault(name, []).append(psnr_8bit(result[0], target[0]) - before)
-        if i % max(1, len(pairs) // 5) == 0:
-            strips.append(torch.cat([centre(x.clamp(0, 1)) for x in (image, *shown, target)], dim=3))
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    grid = (torch.cat(strips, dim=2)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    Image.fromarray(grid).save(sheet, quality=92)
+        if is_shown(i, len(pairs)):
+            rows.append((image, *shown, target))
+    save_sheet(sheet, rows)
     figures = {f"{key}_mean": float(np.mean(values)) for key, values in gains.items()}
     return figures | {f"{key}_worst": float(np.min(values)) for key, values in gains.items()}
+
+
+def is_shown(i: int, count: int) -> bool:
+    """Whether photograph i of `count` is one of those on the sheet."""
+    return i % max(1, count // SHEET_ROWS) == 0
+
+
+def save_sheet(path: Path | None, rows: Sequence[Sequence[Tensor]]) -> None:
+    """Write rows of pictures [1, 3, H, W] as one JPEG, the middle of each; no file without a path."""
+    if path is None:
+        return
+    strips = [torch.cat([centre(x.clamp(0, 1)) for x in row], dim=3) for row in rows]
+    grid = (torch.cat(strips, dim=2)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    with atomic_target(path) as partial:
+        Image.fromarray(grid).save(partial, "JPEG", quality=92)
 
 
 def centre(x: Tensor, size: int = 320) -> Tensor:
@@ -95,21 +113,24 @@ def centre(x: Tensor, size: int = 320) -> Tensor:
     return x[..., top : top + size, left : left + size]
 
 
-def validate_estimator(model: RDDM, recipe: Recipe, sources: Sources) -> tuple[float, dict[str, float]]:
-    """Mean IoU of both classes on dev masks at MASK_THRESHOLD, and the mean absolute error.
+def validate_estimator(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
+    """Mean IoU of both classes on dev masks at MASK_THRESHOLD, and the mean absolute error; a sample sheet.
 
     Returns (mean IoU, all figures).
     """
     masked = dataset_masks(recipe.data.resolved_root() / recipe.data.masks, "dev")
-    intersection, union, errors = torch.zeros(2), torch.zeros(2), []
-    for photo in masked:
-        truth = torch.from_numpy(read_grey(photo.mask)) > 127
-        estimate = estimate_defocus_map(model, to_tensor(read_rgb(photo.image)))[0, 0]
+    intersection, union, errors, rows = torch.zeros(2), torch.zeros(2), [], []
+    for i, photo in enumerate(masked):
+        truth, image = torch.from_numpy(read_grey(photo.mask)) > 127, to_tensor(read_rgb(photo.image))
+        estimate = estimate_defocus_map(model, image)[0, 0]
+        if is_shown(i, len(masked)):
+            rows.append((image, estimate.expand_as(image), truth.float().expand_as(image)))
         errors.append(float((estimate - truth.float()).abs().mean()))
         blurred = estimate > MASK_THRESHOLD
         for k, (a, b) in enumerate(((blurred, truth), (~blurred, ~truth))):
             intersection[k] += (a & b).sum()
             union[k] += (a | b).sum()
+    save_sheet(sheet, rows)
     iou = intersection / union
     figures = {"iou_blurred": float(iou[0]), "iou_sharp": float(iou[1]), "mae": float(np.mean(errors))}
     return float(iou.mean()), figures

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import at_most, permissions_count, watched_events
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ from rddm_core.checkpoint import (
 from rddm_core.config import RDDMConfig, config_to_dict, lite, paper
 from rddm_core.networks.model import RDDM
 
-CURES = ("fetch the file again", "choose", "update the package", "give the path")
+CURES = ("fetch the file again", "choose", "update the package", "give the path", "change its permissions")
 
 
 def stored(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -449,6 +451,13 @@ def test_metadata(tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path
         ("config", nested(config, "guidance", backbone="../evil"), "backbone must be one of"),
         ("config", nested(config, "diffusion", beta_end=math.inf), "beta_end is not finite"),
         ("config", "9" * 5000, "digits"),
+        ("config", json.dumps(config)[:-1] + ', "name": "other"}', "stands there twice"),
+        ("provenance", '{"a": {"b": 1, "b": 2}}', "stands there twice"),
+        # None of these changes the shape of a tensor, but all decide over the memory of an inference.
+        ("config", json.dumps({**config, "attention_cell": 8192}), "attention_cell must be 1 to 1024"),
+        ("config", nested(config, "denoiser", deconvolution_radii=[1e6]), "radii must be 0.1 to 64.0"),
+        ("config", nested(config, "denoiser", deconvolution_radii=[70]), "radii must be 0.1 to 64.0"),
+        ("config", nested(config, "denoiser", unshuffle=64), "unshuffle must be 1 to 32"),
     ]
     for key, value, cause in cases:
         changed = {**metadata, f"rddm.{key}": value}
@@ -472,15 +481,19 @@ class Largest(TorchDispatchMode):
 def test_sizes_are_compared_before_memory_is_taken(
     tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path
 ) -> None:
-    """A small file whose configuration asks for 10^11 parameters."""
+    """Small files whose configurations ask for 10^10 values and more: more blocks, or wider layers."""
     tensors, metadata = stored(tiny_checkpoint)
-    wide = replace(tiny_config.denoiser, widths=(8192,) * 4, middle_width=8192, encoder_blocks=(64,) * 4)
-    huge = replace(tiny_config, denoiser=wide, estimator=replace(tiny_config.estimator, decoder_width=8192))
+    blocks = replace(tiny_config.denoiser, widths=(8192,) * 4, middle_width=8192, encoder_blocks=(64,) * 4)
+    wide = replace(tiny_config, estimator=replace(tiny_config.estimator, decoder_width=8192))
     path = tmp_path / "huge.safetensors"
-    save_file(tensors, path, {**metadata, "rddm.config": json.dumps(config_to_dict(huge))})
-    with Largest() as largest:
-        refused(path, "missing: .* more")
-    assert 0 < largest.elements < 10**6
+    for config, cause in (
+        (replace(tiny_config, denoiser=blocks), "asks for more than 2,[0-9,]* values, but it holds"),
+        (replace(wide, denoiser=replace(tiny_config.denoiser, time_width=8192)), "asks for other shapes"),
+    ):
+        save_file(tensors, path, {**metadata, "rddm.config": json.dumps(config_to_dict(config))})
+        with Largest() as largest:
+            refused(path, cause)
+        assert largest.elements < 10**6
 
 
 def test_configurations_that_describe_no_model(tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path) -> None:
@@ -552,9 +565,16 @@ def test_nothing_is_written_that_could_not_be_read(tiny_config: RDDMConfig, tmp_
 # ---------------------------------------------------------------- damage of any kind
 
 
+class Content(bytes):
+    """Of a file; hypothesis shows arguments, and this one is long."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} bytes>"
+
+
 @pytest.fixture(scope="module")
 def victim(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
-    return tiny_checkpoint.read_bytes(), tmp_path_factory.mktemp("damaged") / "model.safetensors"
+    return Content(tiny_checkpoint.read_bytes()), tmp_path_factory.mktemp("damaged") / "model.safetensors"
 
 
 def place(content: bytes, share: float, region: str) -> int:
@@ -615,6 +635,150 @@ def test_random_bytes(victim: tuple[bytes, Path], content: bytes) -> None:
         path.write_bytes(data)
         with pytest.raises(CheckpointError):
             read_info(path)
+
+
+# ---------------------------------------------------------------- lies
+
+
+def test_files_without_the_right_to_read_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    path.chmod(0)
+    with permissions_count(path):
+        refused(path, "cannot be read .*; change its permissions")
+
+
+def test_links_and_pipes_that_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for name in ("loop", "pipe"):
+        refused(tmp_path / f"{name}.safetensors", "no such file")
+
+
+def test_a_file_of_holes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """8 GB that take no space on the disk; the header keeps its word about them."""
+    content = tiny_checkpoint.read_bytes()
+    tensors, size = parts(content)[0], 1 << 33
+    metadata = {"__metadata__": tensors["__metadata__"]}
+    path = tmp_path / "model.safetensors"
+    for names in (["denoiser.outro.bias"], [name for name in tensors if name != "__metadata__"]):
+        claims = {name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names}
+        claims[names[-1]] = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+        path.write_bytes(header({**metadata, **claims}))
+        os.truncate(path, path.stat().st_size + size)
+        with Largest() as largest:
+            refused(path, "missing|asks for other shapes|could not be mapped into memory")
+        assert largest.elements < 10**6
+        with at_most(MEMORY):
+            refused(path, "")
+
+
+def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and data of a safetensors file."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    return json.loads(content[8:end]), content[end:]
+
+
+MEMORY = 512 << 20
+"""Far less than what the lies below ask for, and far more than a tiny network takes."""
+
+numbers = st.sampled_from([0, 1, -1, 2, 3, 7, 64, 8192, 2**31, 2**32, 2**53, 2**63, 2**64, 10**9, 10**30])
+floats = st.sampled_from([0.0, -1.0, 0.5, 1e-300, 1e6, 1e300, math.inf, math.nan])
+words = st.sampled_from(["", "lite", "F64", "F16", "I8", "F8_E4M3", "../evil", "\n\x1b[2J", "x" * 5000, "\udcff"])
+scalars = st.none() | st.booleans() | numbers | floats | words
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=9) | st.dictionaries(words, inner, max_size=2),
+    max_leaves=9,
+)
+
+
+def survives(path: Path, readers: Sequence[Callable[[Path], Any]]) -> None:
+    """Each reader reads `path`, or refuses it in one readable line; within bounds of memory, without side effects."""
+    for reader in readers:
+        with watched_events() as events, at_most(MEMORY):
+            try:
+                result = reader(path)
+            except CheckpointError as error:
+                message = str(error)
+                assert message.startswith(f"{path}: ") and any(cure in message for cure in CURES)
+                assert message.isprintable() and len(message) < 1000 and "emory" not in message, message
+            else:
+                if isinstance(result, RDDM):
+                    assert all(torch.isfinite(p).all() for p in result.parameters())
+        assert events == []
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_headers_that_lie(victim: tuple[bytes, Path], data: st.DataObject) -> None:
+    content, path = victim
+    claims, body = parts(content)
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(claims.keys() - {"__metadata__"})))
+        kind = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "whole", "name", "swap", "more"]))
+        other = data.draw(st.sampled_from(sorted(claims)))
+        if kind == "name":
+            claims[data.draw(words)] = claims.pop(name)
+        elif kind == "swap":
+            claims[name], claims[other] = claims[other], claims[name]
+        elif kind == "more":
+            claims["__metadata__" if data.draw(st.booleans()) else data.draw(words)] = data.draw(values)
+        elif kind == "whole":
+            claims[name] = data.draw(values)
+        elif isinstance(claims[name], dict):
+            claims[name] = {**claims[name], kind: data.draw(st.lists(numbers, max_size=6) | values)}
+    path.write_bytes(header(claims, body))
+    survives(path, [read_info])
+    if data.draw(st.integers(0, 3)) == 0:  # building the networks takes time
+        survives(path, [load_checkpoint])
+
+
+def test_headers_with_one_name_twice_or_nested_deeply(victim: tuple[bytes, Path]) -> None:
+    content, path = victim
+    claims, body = parts(content)
+    name = "denoiser.outro.bias"
+    text = json.dumps(claims)[1:]
+    again = {**claims[name], "shape": [1, 1], "data_offsets": [0, 4]}
+    for lie in (
+        f'{{"{name}": {json.dumps(again)}, {text}',
+        f'{{"__metadata__": {{"rddm.format_version": "1"}}, {text}',
+        '{"a": ' + "[" * 200_000,
+        '{"a": ' * 200_000,
+    ):
+        path.write_bytes(struct.pack("<Q", len(lie)) + lie.encode() + body)
+        survives(path, [read_info, load_checkpoint])
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of everything in a nested mapping."""
+    yield place
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*place, key))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_configurations_that_lie(
+    tiny_config: RDDMConfig, tiny_checkpoint: Path, victim: tuple[bytes, Path], data: st.DataObject
+) -> None:
+    content, path = victim
+    config = config_to_dict(tiny_config)
+    places = [place for place in leaves(config) if place]
+    for *folder, key in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=3)):
+        inner: Any = config
+        for name in folder:
+            inner = inner[name] if isinstance(inner, dict) else inner
+        if isinstance(inner, dict):  # and not replaced already
+            length = len(inner[key]) if isinstance(inner[key], list | tuple) else 1
+            inner[key] = data.draw(st.lists(numbers | floats, min_size=length, max_size=length) | values)
+    claims, body = parts(content)
+    claims["__metadata__"]["rddm.config"] = json.dumps(config)
+    path.write_bytes(header(claims, body))
+    survives(path, [read_info])
+    if data.draw(st.integers(0, 3)) == 0:
+        survives(path, [load_checkpoint])
 
 
 # ---------------------------------------------------------------- the shipped weights

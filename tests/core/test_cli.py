@@ -415,6 +415,16 @@ def test_info_shows_what_the_checkpoint_holds(tiny_checkpoint: Path, capsys: pyt
     assert f"{sum(p.numel() for p in model.denoiser.parameters()):,}" in shown
 
 
+def test_progress_is_told_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(cli._progress([3, 4], "pairs")) == [3, 4]
+    assert capsys.readouterr().err == "", "short work says nothing"
+    monkeypatch.setattr(cli, "PROGRESS_SECONDS", -1.0)
+    assert list(cli._progress(iter((3, 4)), "pairs", 2)) == [3, 4]
+    assert capsys.readouterr().err.splitlines() == ["pairs: 1 of 2 after 0.0 min", "pairs: 2 of 2 after 0.0 min"]
+
+
 def test_train_hands_over_its_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

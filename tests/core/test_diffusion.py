@@ -35,6 +35,21 @@ def test_linear_schedule_multiplies_its_alphas():
     assert bars.tolist() == pytest.approx([1, 0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7])
 
 
+def test_cosine_schedule_by_hand():
+    bars = make_alpha_bars(DiffusionConfig(schedule="cosine"))
+    assert float(bars[650]) == pytest.approx(0.5, abs=1e-14)
+    assert float(bars[325]) == pytest.approx(math.cos(math.pi / 8) ** 2, abs=1e-14)
+    assert float(bars[1300]) == 1e-9, "kept above zero, so that log-SNR stays finite"
+    assert float(bars[1299]) == pytest.approx(math.sin(math.pi / 2600) ** 2, rel=1e-9)
+
+
+def test_linear_schedule_is_accurate_to_double_precision():
+    config = DiffusionConfig(schedule="linear")
+    rise = (config.beta_end - config.beta_start) / (config.timesteps - 1)
+    expected = math.prod(1 - (config.beta_start + i * rise) for i in range(config.timesteps))
+    assert float(make_alpha_bars(config)[-1]) == pytest.approx(expected, rel=1e-11)
+
+
 @pytest.mark.parametrize(
     ("timesteps", "steps", "expected"),
     [
@@ -56,6 +71,20 @@ def test_every_subsequence_starts_at_T_ends_at_zero_and_descends(steps):
     assert all(a[1] == b[0] for a, b in zip(pairs, pairs[1:], strict=False))
 
 
+@pytest.mark.parametrize(
+    ("timesteps", "steps", "expected"),
+    [(1300, 4, [1300, 731, 325, 81, 0]), (10, 6, [10, 7, 4, 3, 2, 1, 0]), (5, 5, [5, 4, 3, 2, 1, 0]), (9, 1, [9, 0])],
+)
+def test_quadratic_subsequences(timesteps, steps, expected):
+    assert sampling_timesteps(timesteps, steps, "quadratic") == list(zip(expected, expected[1:], strict=False))
+
+
+def test_the_whole_schedule_in_steps_of_one_and_unknown_spacings():
+    assert sampling_timesteps(59, 59) == [(t, t - 1) for t in range(59, 0, -1)]
+    with pytest.raises(ValueError, match="'uniform' or 'quadratic', not 'cubic'"):
+        sampling_timesteps(59, 2, "cubic")
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1301])
 def test_steps_outside_the_schedule_are_refused(steps):
     with pytest.raises(ValueError, match="between 1 and 1300"):
@@ -67,6 +96,18 @@ def test_forward_process_has_the_stated_mean_and_deviation():
     x_t = q_sample(torch.full((COUNT,), 2.0), noise, 0.3)
     assert float(x_t.mean()) == pytest.approx(2 * math.sqrt(0.3), abs=0.01)
     assert float(x_t.std()) == pytest.approx(math.sqrt(0.7), abs=0.01)
+
+
+def test_forward_process_broadcasts_and_keeps_the_precision_of_the_picture():
+    x_0, noise = torch.rand(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    bars = torch.tensor([0.25, 0.81], dtype=torch.float64).reshape(2, 1, 1, 1)
+    x_t = q_sample(x_0, noise, bars)
+    assert x_t.dtype == torch.float32
+    for b, (a, s) in enumerate(((0.5, math.sqrt(0.75)), (0.9, math.sqrt(0.19)))):
+        assert torch.allclose(x_t[b], a * x_0[b] + s * noise[b], atol=1e-6)
+    assert q_sample(x_0.half(), noise.half(), bars).dtype == torch.float16
+    elsewhere = q_sample(x_0.to("meta"), noise.to("meta"), bars)  # mixing devices is an error, as on a GPU
+    assert elsewhere.device.type == "meta"
 
 
 @pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)
@@ -100,6 +141,24 @@ def test_posterior_agrees_with_bayes_rule():
     assert sigma**2 == pytest.approx(1 / precision)
     assert m == pytest.approx(math.sqrt(alpha) / (1 - alpha) / precision)
     assert k == pytest.approx(math.sqrt(bar_s) / (1 - bar_s) / precision)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_a_step_by_hand(eta):
+    bar_t, bar_s = 0.4, 0.55
+    x_t, x_0, noise = torch.randn(3, 50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    sigma = eta * math.sqrt((1 - bar_s) / (1 - bar_t) * (1 - bar_t / bar_s))
+    m = math.sqrt((1 - bar_s - sigma**2) / (1 - bar_t))
+    k = math.sqrt(bar_s) - m * math.sqrt(bar_t)
+    assert ddim_coefficients(bar_t, bar_s, eta) == pytest.approx((m, k, sigma), abs=1e-12)
+    step = ddim_step(x_t, x_0, bar_t, bar_s, eta, noise)
+    assert torch.allclose(step, m * x_t + k * x_0 + sigma * noise, rtol=0, atol=1e-12)
+
+
+def test_without_eta_a_step_takes_no_noise():
+    x_t, x_0, noise = torch.randn(3, 50, generator=torch.Generator().manual_seed(2))
+    assert ddim_coefficients(0.4, 0.55) == ddim_coefficients(0.4, 0.55, 0.0)
+    assert torch.equal(ddim_step(x_t, x_0, 0.4, 0.55), ddim_step(x_t, x_0, 0.4, 0.55, 0.0, noise))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

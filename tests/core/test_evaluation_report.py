@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from rddm_core.checkpoint import save_checkpoint
 from rddm_core.cli import main
+from rddm_core.config import nafnet
 from rddm_core.evaluation.evaluate import METRICS, Pair, PairScores
 from rddm_core.evaluation.maps import MapScore, RadiusOrder
 from rddm_core.evaluation.report import CropCollector, Report, strongest_window, write_report
 from rddm_core.images import save_image
+from rddm_core.networks.model import RDDM
 
 PSNR, HAARPSI = (next(m for m in METRICS if m.name == name) for name in ("psnr", "haarpsi"))
 
@@ -80,8 +84,8 @@ def test_a_page_of_known_scores(tmp_path: Path) -> None:
     assert "<bad>.png: cannot be read & more" in page.texts["li"]
     # Mean of the gains: 24 / 7. Best of the column in bold.
     assert "+3.43" in page.texts["td"] and "12.50" in page.texts["td"] and "35.29" in page.texts["b"]
-    # One bar and scatter plot, one curve over steps, and the crops: 10 pairs of 4 rows and the target.
-    assert len([i for i in page.images if (i["src"] or "").startswith("data:image/svg+xml")]) == 2
+    # One bar and scatter plot, one of all rows, one curve over steps, and the crops: 10 pairs of 4 rows and the target.
+    assert len([i for i in page.images if (i["src"] or "").startswith("data:image/svg+xml")]) == 3
     assert len([i for i in page.images if (i["src"] or "").startswith("data:image/jpeg")]) == 2 * 5 * 5
     captions = page.texts["h3"]
     assert [re.findall(r"p\d", c)[0] for c in captions[:5]] == ["p6", "p5", "p4", "p3", "p1"]
@@ -89,6 +93,35 @@ def test_a_page_of_known_scores(tmp_path: Path) -> None:
     assert 'src="http' not in text and 'href="http' not in text, "the page must stand alone"
     write_report(path, report)
     assert path.read_text(encoding="utf-8") == text
+
+
+def drawn_texts(page: Page) -> list[set[str]]:
+    """What is written in each plot: matplotlib leaves it as comments beside the outlines of the letters."""
+    plots = [src.split(",", 1)[1] for i in page.images if (src := i["src"] or "").startswith("data:image/svg+xml")]
+    return [set(re.findall(r"<!-- (.*?) -->", base64.b64decode(plot).decode())) for plot in plots]
+
+
+def test_the_command_shows_peers_and_ablations_everywhere(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A regression as the peer: in every table, plot and row of crops; sharp photographs by it and the result alone."""
+    torch.manual_seed(0)
+    peer = tmp_path / "r.safetensors"
+    save_checkpoint(peer, RDDM(nafnet()), provenance={"recipe": {"stage": "regression"}}, licence="none")
+    for kind in ("blur", "sharp"):
+        save_image(tmp_path / "data" / kind / "0.png", torch.rand(3, 40, 48))
+    (tmp_path / "data" / "photos.csv").write_text("file\nsharp/0.png\n")
+    target = tmp_path / "report.html"
+    rows = ["final", "steps-1", "steps-2", "map-zeroed", "map-inverted", "guidance-zeroed"]
+    command = ["evaluate", str(tmp_path / "data"), "--model", str(tiny_checkpoint), "--rows", ",".join(rows)]
+    sharp = ["--sharp", str(tmp_path / "data" / "photos.csv")]
+    assert main([*command, "--peer", f"regression={peer}", "--report", str(target), *sharp]) == 0
+    text = target.read_text(encoding="utf-8")
+    page = Page(text)
+    tables = [re.findall(r"<tr><td>(.*?)</td>", table) for table in re.findall(r"<table>.*?</table>", text)]
+    assert tables == [["blurred", *rows, "regression"], [*rows, "regression"], ["final", "regression"]]
+    gains, spread, curve = drawn_texts(page)
+    assert {"final", "regression"} <= gains
+    assert {*rows, "regression"} <= spread and {"blurred", *rows, "regression"} <= curve
+    assert [c.split()[0] for c in page.texts["figcaption"]] == ["blurred", *rows, "regression", "target"] * 2
 
 
 def test_crops_lie_where_the_picture_changed_most() -> None:

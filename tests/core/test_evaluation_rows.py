@@ -65,6 +65,35 @@ def test_ablations_change_one_input_each(model: RDDM, picture: Tensor) -> None:
     assert torch.equal(again["final"], rows["final"]), "nothing of an ablation stays behind"
 
 
+def test_rows_share_what_they_have_in_common(model: RDDM, picture: Tensor) -> None:
+    """One picture: f is asked once per distinct step, everything else once per map, and nothing is kept after."""
+    calls: dict[str, int] = {}
+    # Layers within the networks: hooks of these themselves see the calls that are answered from memory, too.
+    counted: dict[str, torch.nn.Module] = {
+        "estimator": model.estimator.segformer,
+        "pre_deblur": model.pre_deblur.outro,
+        "guidance": model.guidance.backbone,
+        "denoiser": model.denoiser.time,
+    }
+    hooks = [
+        part.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
+        for name, part in counted.items()
+    ]
+    rows = ["final", "steps-1", "steps-2", "steps-3", "mean-2", "map-zeroed", "guidance-zeroed"]
+    method = rddm_method(model, DeblurSettings(), rows)
+    try:
+        first = method(picture)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # f: one first step for all, the 2nd of final (2 steps), the 2nd and 3rd of steps-3, two of the second sample, and
+    # two each with another map and without guidance.
+    assert calls == {"estimator": 1, "pre_deblur": 2, "guidance": 2, "denoiser": 1 + 1 + 2 + 2 + 2 + 2}
+    assert not any("forward" in vars(part) for part in (model.estimator, model.pre_deblur, model.denoiser))
+    second = method(1 - picture)
+    assert not any(torch.equal(first[row], second[row]) for row in rows)
+
+
 def test_classical_rows(model: RDDM, picture: Tensor) -> None:
     classical = pytest.importorskip("rddm_core.classical")
     rows = rddm_method(model, DeblurSettings(), ["unsharp", "wiener", "richardson-lucy"])(picture)

@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rddm_core.files import atomic_target, remove_abandoned, remove_own_partials
+from rddm_core.files import atomic_target, remove_abandoned, remove_own_partials, write_text
 
 ROOT = Path(__file__).parents[2]
 KILLED_WHILE_WRITING = """
@@ -22,6 +25,52 @@ with atomic_target(Path(sys.argv[1])) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from rddm_core.files import atomic_target
+
+with atomic_target(Path(sys.argv[1])) as partial:
+    partial.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def partials(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix == ".partial"]
+
+
+@pytest.fixture
+def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing tmp_path/b.png."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "b.png")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "writing\n"
+        yield process
+        process.kill()
+
+
+def test_the_partial_file_of_a_killed_process_goes_at_the_next_write(
+    writer: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    write_text(tmp_path / "a.txt", "a")
+    (left,) = partials(tmp_path)
+    assert left.read_bytes() == b"half", "of a process that still runs it stays"
+    writer.kill()
+    writer.wait()
+    assert partials(tmp_path) == [left] and not (tmp_path / "b.png").exists()
+    write_text(tmp_path / "a.txt", "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_ctrl_c_leaves_nothing(writer: subprocess.Popen[str], tmp_path: Path) -> None:
+    writer.send_signal(signal.SIGINT)
+    writer.wait()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
@@ -59,3 +108,40 @@ def test_only_partials_of_this_package_are_removed(tmp_path: Path) -> None:
     assert remove_abandoned(tmp_path) is False
     assert sorted(os.listdir(tmp_path)) == sorted(others)
     assert remove_abandoned(tmp_path / "none") is False
+
+
+def test_without_locks_age_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr("rddm_core.files.fcntl", None)
+    new, old = (tmp_path / f".1-{digit * 32}.partial" for digit in "01")
+    for path in (new, old):
+        path.touch()
+    os.utime(old, (time.time() - 100_000,) * 2)
+    write_text(tmp_path / "a.txt", "a")
+    assert sorted(os.listdir(tmp_path)) == [new.name, "a.txt"]
+
+
+def test_a_file_taken_for_abandoned_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    lock, taken = fcntl.flock, []
+
+    def late(file: Any, flags: int) -> None:
+        if not taken:
+            taken.append(file.name)
+            os.unlink(file.name)
+        lock(file, flags)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    write_text(tmp_path / "a.txt", "a")
+    assert taken and (tmp_path / "a.txt").read_text() == "a" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_folders_that_cannot_be_listed_are_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    write_text(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"

@@ -13,9 +13,11 @@ from rddm_core.tiling import (
     add_tile,
     cut,
     cut_features,
+    join_features,
     noise_tile,
     plan_axis,
     plan_tiles,
+    plan_windows,
     round_up,
 )
 
@@ -105,6 +107,35 @@ def test_features_are_cut_at_their_own_stride() -> None:
     for shape in ((1, 1, 39, 20), (1, 1, 1, 1)):
         with pytest.raises(ValueError, match="do not belong"):
             cut_features(torch.zeros(shape), tile, 320, 320)
+
+
+@pytest.mark.parametrize("core", [64, 100, 256])
+@pytest.mark.parametrize("context", [0, 64, 100])
+def test_windows_partition_the_padded_image(core: int, context: int) -> None:
+    for height, width in ((1, 1), (65, 300), (700, 129), (1000, 641)):
+        windows = plan_windows(height, width, core, context, 64)
+        padded = round_up(height, 64), round_up(width, 64)
+        count = torch.zeros(padded)
+        for window in windows:
+            count[window.inner[1:]] += 1
+            for span, length in ((window.rows, padded[0]), (window.columns, padded[1])):
+                assert span.start % 64 == span.stop % 64 == 0 and 0 <= span.start < span.stop <= length
+                assert span.first - span.start == min(span.first, round_up(context, 64)) or len(windows) == 1
+                assert span.stop - span.last == min(length - span.last, round_up(context, 64)) or len(windows) == 1
+                assert span.stop - span.start <= round_up(core, 64) + 2 * round_up(context, 64)
+        assert bool((count == 1).all())
+
+
+def test_features_of_windows_are_joined_at_their_own_stride() -> None:
+    image = torch.rand(2, 3, 500, 300)
+    (whole,) = plan_windows(500, 300, 1000, 0, 64)
+    windows = plan_windows(500, 300, 128, 64, 64)
+    assert len(windows) > 4
+    for stride in (1, 8, 32):
+        expected = torch.nn.functional.max_pool2d(cut(image, whole), stride)
+        parts = [torch.nn.functional.max_pool2d(cut(image, window), stride) for window in windows]
+        assert torch.equal(join_features(parts, windows), expected)
+    assert join_features([image], [whole]) is image
 
 
 def test_tiles_read_one_noise_field() -> None:

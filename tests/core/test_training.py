@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rddm_core.checkpoint import load_checkpoint, read_info
+from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint, read_info
 from rddm_core.config import config_to_dict, lite, nafnet, preset
 from rddm_core.data.sources import PhotoPair, photo_pairs
 from rddm_core.data.stream import MixtureConfig, Sources, draw_sample
@@ -31,6 +31,7 @@ from rddm_core.training.losses import joint_loss, sample_timesteps, sample_weigh
 from rddm_core.training.recipe import Recipe, load_recipe
 from rddm_core.training.train import (
     MovingAverage,
+    Objective,
     build_model,
     estimate_pair_maps,
     learning_rate,
@@ -145,6 +146,76 @@ class TestRecipes:
             Recipe("x", "joint").data.resolved_root()
 
 
+class TestNetworks:
+    def test_a_recipe_changes_the_preset(self):
+        radii = {"denoiser": {"deconvolution_radii": [2], "decoder_mixers": ["depthwise"] * 4}}
+        model = build_model(Recipe("x", "joint", network=radii))
+        assert model.config.denoiser.deconvolution_radii == (2.0,)
+        assert not any(isinstance(m, DeformableConv) for m in model.denoiser.modules())
+        assert any(isinstance(m, DeformableConv) for m in model.pre_deblur.modules()), "the rest is the preset's"
+
+    @pytest.mark.parametrize(
+        ("network", "message"),
+        [
+            ({"denoisers": {}}, "config has unknown keys: denoisers"),
+            ({"denoiser": {"mixers": []}}, "config.denoiser has unknown keys: mixers"),
+            ({"denoiser": {"decoder_mixers": ["round"]}}, r"decoder_mixers\[0\] must be one of"),
+            ({"denoiser": 3}, "config.denoiser must be a mapping"),
+            (3, "recipe.network must be a mapping"),
+        ],
+    )
+    def test_what_no_network_has_is_refused(self, tmp_path, network, message):
+        path = tmp_path / "r.json"
+        path.write_text(json.dumps({"name": "x", "stage": "joint", "network": network}))
+        with pytest.raises(ValueError, match=f"r.json: .*{message}"):
+            load_recipe(path)
+
+    def test_lists_of_a_wrong_length_are_refused(self):
+        with pytest.raises(ValueError, match="compare its lists with the preset's"):
+            build_model(Recipe("x", "joint", network={"denoiser": {"decoder_mixers": ["depthwise"]}}))
+
+    def test_a_checkpoint_keeps_its_own_network_unless_rebuilt(self):
+        for changes in ({"network": {"denoiser": {"overlap": False}}}, {"parts": ("estimator",)}):
+            with pytest.raises(ValueError, match="need rebuild"):
+                Recipe("x", "joint", start_from="shipped", **changes)
+
+    def test_the_state_of_a_common_encoder_cannot_be_silenced(self):
+        network = {"denoiser": {"state_entry": "encoder", "deconvolution_radii": []}}
+        with pytest.raises(ValueError, match="state_entry 'decoder'"):
+            build_model(Recipe("x", "joint", network=network, silent=("state",)))
+
+    def test_parts_are_taken_from_a_checkpoint(self, tiny_checkpoint, narrow_networks):
+        recipe = Recipe("x", "joint", start_from=str(tiny_checkpoint), rebuild=True, parts=("estimator",), seed=7)
+        given, built = load_checkpoint(tiny_checkpoint).state_dict(), build_model(recipe).state_dict()
+        fresh = build_model(replace(recipe, start_from="", parts=())).state_dict()
+        for key, value in built.items():
+            assert torch.equal(value, (given if key.startswith("estimator.") else fresh)[key]), key
+
+    def test_the_shipped_weights_are_a_start(self):
+        model = build_model(Recipe("x", "joint", start_from="shipped"))
+        assert torch.equal(
+            model.denoiser.intro.weight, load_checkpoint(default_checkpoint_path()).denoiser.intro.weight
+        )
+
+
+def test_a_silent_estimator_s_map_is_zero_in_training_too(tiny_config):
+    """Where true maps are known, f must not see in training what it never sees in use."""
+    seen = []
+    batch = {
+        "blurred": torch.rand(1, 3, 64, 64),
+        "sharp": torch.rand(1, 3, 64, 64),
+        "map": torch.ones(1, 1, 64, 64),
+        "map_known": torch.ones(1, 1),
+        "index": torch.tensor([3]),
+    }
+    for silent in ((), ("estimator",)):
+        recipe = Recipe("x", "joint", silent=silent)
+        model = RDDM(tiny_config)
+        model.pre_deblur.register_forward_hook(lambda _, inputs, __: seen.append(float(inputs[1].mean())))
+        Objective(model, recipe)(batch)
+    assert seen == [1.0, 0.0]
+
+
 def test_learning_rate_warms_up_stays_and_decays():
     recipe = Recipe("x", "joint", steps=1000, warmup_steps=100, decay_share=0.4, learning_rate=1.0)
     rates = [learning_rate(recipe, s) for s in range(1001)]
@@ -197,9 +268,11 @@ def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, 
     assert any(changed)
     info = read_info(second)
     assert info.provenance["step"] == 4 and "steps1_mean" in info.provenance["dev"]
+    assert 0 < info.provenance["cpu_hours"] < 0.1
     assert math.isfinite(info.residual_scale) and info.residual_scale > 1
     assert (runs / "tiny" / "validation.csv").read_text().count("\n") == 2
-    assert list((runs / "tiny" / "sheets").glob("*.jpg"))
+    for name in ("maps", "tiny"):
+        assert [sheet.name for sheet in (runs / name / "sheets").iterdir()] == ["0000004.jpg"]
 
 
 def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, narrow_networks, collection, tmp_path, monkeypatch):
@@ -218,7 +291,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, narrow_networks, col
         with pytest.raises(KeyboardInterrupt):
             run(part)
     assert 0 < len(steps) < 4
+    spent = torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
     resumed = run(part, resume=True)
+    assert 0 < spent < torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
     a, b = load_checkpoint(whole).state_dict(), load_checkpoint(resumed).state_dict()
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -381,13 +456,14 @@ def test_a_collection_that_is_left_out_lends_no_depth_either(collection, tmp_pat
     )
 
     def lent(**left_out: str) -> list[str]:
-        data = {"root": str(root), "segments": "", "depth": "depth", "pack_count": 4, "pack": f"pack{len(left_out)}"}
+        data = {"root": str(root), "segments": "", "depth": "depth", "pack_count": 4}
         sources = open_sources(load_recipe(write_recipe(tmp_path, collection, data=data | left_out)))
         assert sources.pack is not None
         return [photo.image.name for photo in sources.pack.depths]
 
     assert lent() == ["train_sharp.png", "dev_sharp.png"]
     assert lent(leave_out="lytro") == ["dev_sharp.png"]
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"pack", "pack-without-lytro"}
 
 
 def test_the_paper_s_mixture_only_crops_flips_and_turns(tmp_path):
@@ -418,14 +494,22 @@ def test_the_paper_s_recipe():
 
 
 def test_silent_parts_have_no_effect_and_are_not_trained(tiny_config, narrow_networks):
-    recipe = Recipe("x", "joint", silent=("estimator", "pre_deblur", "guidance"))
+    recipe = Recipe("x", "joint", silent=("estimator", "pre_deblur", "guidance", "state"))
     image = torch.rand(1, 3, 64, 64)
     model = build_model(recipe).eval()
     assert float(estimate_defocus_map(model, image).detach().max()) < 1e-6
     with torch.no_grad():
         assert torch.equal(model.pre_deblur(image, torch.rand(1, 1, 64, 64)), image)
         assert not any(stage.any() for stage in model.guidance(image))
+        condition, guidance, t = (
+            model.denoiser.encode_condition(image, image[:, :1]),
+            model.guidance(image),
+            torch.ones(1),
+        )
+        first, second = (model.denoiser(torch.randn_like(image), t, condition, guidance) for _ in range(2))
+        assert torch.equal(first, second) and first.any()
     trained = {id(p) for p in select_trainable(model, recipe)}
-    assert trained == {id(p) for p in model.denoiser.parameters()}
+    state = [p for name, p in model.denoiser.named_parameters() if name.startswith("state_")]
+    assert state and trained == {id(p) for p in model.denoiser.parameters()} - {id(p) for p in state}
     full = {id(p) for p in select_trainable(model, replace(recipe, silent=()))}
     assert trained < full

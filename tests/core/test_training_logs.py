@@ -18,7 +18,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def fill(log: RunLog, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        log.step(step, {"loss": 1 / step}, norm=2.0, rate=1e-3)
+        log.step(step, {"loss": 1 / step}, norm=2.0, rate=1e-3, spent={"hours": step / 100})
 
 
 def test_csv_rows_are_means_over_their_steps(tmp_path: Path) -> None:
@@ -29,6 +29,7 @@ def test_csv_rows_are_means_over_their_steps(tmp_path: Path) -> None:
     assert (first["step"], second["step"]) == ("50", "100")
     assert float(first["loss"]) == pytest.approx(sum(1 / s for s in range(1, 51)) / 50, rel=1e-5)
     assert float(second["loss"]) == pytest.approx(sum(1 / s for s in range(51, 101)) / 50, rel=1e-5)
+    assert (first["hours"], second["hours"]) == ("0.5", "1"), "spent since the run began, not a mean"
     assert rows(tmp_path / "validation.csv")[0]["gain"] == "0.5"
 
 
@@ -71,6 +72,16 @@ def test_a_resumed_run_drops_the_rows_it_will_write_again(tmp_path: Path) -> Non
     assert not (tmp_path / "validation.csv").exists()
     fill(resumed, 121, 150)
     assert [r["step"] for r in rows(tmp_path / "train.csv")] == ["50", "100", "150"]
+
+
+def test_a_file_of_an_earlier_version_keeps_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("step,learning_rate,loss\n50,0.1,0.5\n")
+    (tmp_path / "validation.csv").write_text("step,hours,score,gain\n50,0.1,0.5,0.6\n")
+    log = RunLog(tmp_path, active=True, step=50)
+    fill(log, 51, 100)
+    log.validation({"step": 100, "hours": 0.2, "cpu_hours": 0.4, "score": 0.7, "gain": 0.8})
+    assert [list(r) for r in rows(tmp_path / "train.csv")] == [["step", "learning_rate", "loss"]] * 2
+    assert rows(tmp_path / "validation.csv")[1] == {"step": "100", "hours": "0.2", "score": "0.7", "gain": "0.8"}
 
 
 def test_rows_are_dropped_only_where_there_are_any(tmp_path: Path) -> None:

@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
+import importlib
 import shutil
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pack import fake_host_modules, loaded_pack
 from torch import Tensor
-
-ROOT = Path(__file__).parents[2]
-FAKE_HOST = Path(__file__).parent / "fake_host"
-FAKE_MODULES = ("comfy", "comfy_api", "folder_paths")
 
 
 @pytest.fixture(scope="session")
 def fake_host() -> Iterator[SimpleNamespace]:
     """The stand-in's modules."""
-    sys.path.insert(0, str(FAKE_HOST))
-    try:
-        import comfy.cli_args
-        import comfy.model_management
-        import comfy.utils
-        import folder_paths
-
-        yield SimpleNamespace(
-            args=comfy.cli_args.args,
-            previews=comfy.cli_args.LatentPreviewMethod,
-            management=comfy.model_management,
-            utils=comfy.utils,
-            folders=folder_paths,
-        )
-    finally:
-        sys.path.remove(str(FAKE_HOST))
-        for name in [name for name in sys.modules if name.split(".")[0] in FAKE_MODULES]:
-            del sys.modules[name]
+    with fake_host_modules() as modules:
+        yield modules
 
 
 @pytest.fixture(scope="session")
 def pack(
     fake_host: SimpleNamespace, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
-    """The root package under the kind of name that ComfyUI gives it, after `on_load`; nodes by id."""
+    """The pack beside folders with checkpoints in them (`models` and `extra`)."""
     models = tmp_path_factory.mktemp("models with ä space")
     (models / "rddm" / "below").mkdir(parents=True)
     shutil.copyfile(tiny_checkpoint, models / "rddm" / "tiny.safetensors")
@@ -60,21 +38,8 @@ def pack(
     extra = tmp_path_factory.mktemp("extra")
     shutil.copyfile(tiny_checkpoint, extra / "elsewhere.safetensors")
     fake_host.folders.add_model_folder_path("rddm", str(extra))
-
-    name = str(ROOT).replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-        extension = run(module.comfy_entrypoint())
-        run(extension.on_load())
-        nodes = {node.define_schema().node_id: node for node in run(extension.get_node_list())}
-        yield SimpleNamespace(module=module, name=name, nodes=nodes, models=models, extra=extra)
-    finally:
-        for loaded in [loaded for loaded in sys.modules if loaded.split(".")[0] == name.split(".")[0]]:
-            del sys.modules[loaded]
+    with loaded_pack() as loaded:
+        yield SimpleNamespace(**vars(loaded), models=models, extra=extra)
 
 
 @pytest.fixture
@@ -115,9 +80,3 @@ def painted() -> Tensor:
     mask = torch.zeros(1, 40, 50)
     mask[:, 10:30, 5:45] = 1
     return mask
-
-
-def run(coroutine: Any) -> Any:
-    """The result of a coroutine, in a thread of its own: the browser of other tests keeps a loop in this one."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()

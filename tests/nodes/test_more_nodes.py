@@ -302,11 +302,11 @@ def test_deblur_tries_smaller_tiles_where_memory_runs_out(
 
     def limited(*args: Any, settings: Any, **options: Any) -> Any:
         tried.append(settings.tile)
-        if settings.tile == "auto":
+        if settings.tile is None:
             raise torch.OutOfMemoryError("out of memory")
         return original(*args, settings=settings, **options)
 
     monkeypatch.setattr(core, "deblur", limited)
     wide = torch.rand(1, 64, 400, 3, generator=torch.Generator().manual_seed(2))
     image, _ = deblur(pack, model, wide, steps=1)
-    assert tried == ["auto", 200] and image.shape == wide.shape
+    assert tried == [None, 200] and image.shape == wide.shape

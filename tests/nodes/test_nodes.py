@@ -116,9 +116,9 @@ def test_tiling(
     inputs = {"model": model, "pre_deblurred": picture, "map": painted, "steps": 1}
     for tiling in ({"tiling": "off"}, AUTO, {"tiling": "manual", "tile": 128}):
         call("RDDMSampler", tiling=tiling, **inputs)
-    monkeypatch.setattr(core_pipeline, "WHOLE_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(submodule("rddm_core.memory"), "AUTO_TILE", 128)
     call("RDDMSampler", tiling=AUTO, **inputs)
-    assert seen == [None, None, 128, core_pipeline.AUTO_TILE]
+    assert seen == [None, None, 128, 128]
 
 
 class SeededNoise:

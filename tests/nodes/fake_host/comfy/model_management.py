@@ -14,6 +14,7 @@ partial_loading = False
 interrupt_after: int | None = None
 """Number of checks that still pass."""
 emptied = 0
+free_memory = 8 * 2**30
 
 
 class InterruptProcessingException(BaseException):
@@ -49,6 +50,11 @@ def load_models_gpu(models: list[Any], memory_required: float = 0, force_full_lo
         load_calls.append((patcher, memory_required, force_full_load))
         if not partial_loading:
             patcher.patch_model(patcher.load_device)
+
+
+def get_free_memory(device: torch.device | None = None) -> float:
+    """Bytes."""
+    return free_memory
 
 
 def is_device_cpu(device: torch.device) -> bool:

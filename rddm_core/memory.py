@@ -1,0 +1,88 @@
+"""What a picture takes of memory, and the tiles that a budget allows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .config import RDDMConfig
+
+AUTO_TILE = 1408
+"""tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles.
+The largest size at which every tensor of `lite` stays below 32 MiB; larger ones glibc maps and clears anew."""
+MIN_TILE = 128
+"""A budget that does not even hold tiles of this many pixels is refused."""
+STRIP_BYTES = 25e6
+"""What is alive within a strip of a block (networks/blocks.py)."""
+
+
+def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
+    """Bytes that the most demanding network allocates for a picture or tile of that size.
+
+    Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 60 more in small
+    pictures, whose blocks are no larger than a strip; 2000 in that of `paper`, which has 32 channels at full resolution
+    and deformable convolutions there; 126 around a bank of six deconvolutions; 232 in the guidance backbone, if it sees
+    the whole picture. Per pixel of its working size the estimator takes 352 (lite) or 640 (paper). Rounded up by 5 to
+    25 %. Half precision needs less, but not half: deformable layers work in fp32.
+    """
+    pixels, denoiser = height * width, config.denoiser
+    channels = denoiser.widths[0] / denoiser.unshuffle**2
+    if denoiser.encoder_mixers[0] == "deformable":
+        sampling = 70 * channels * pixels
+    else:
+        sampling = 46 * channels * pixels + min(16 * channels * pixels, STRIP_BYTES)
+    bank = 110 + 4 * len(denoiser.deconvolution_radii)
+    guidance = 320 / config.guidance.reduction**2
+    estimator = 3.2 * config.estimator.decoder_width * min(pixels, config.estimator.working_size**2)
+    return round(max(sampling, bank * pixels, guidance * pixels, estimator))
+
+
+def held_bytes(height: int, width: int, samples: int = 1) -> int:
+    """Bytes of a picture, its map and the results, float32, as `pipeline.deblur` holds them."""
+    return (12 + 4 + 12 * samples) * height * width
+
+
+def tile_size(
+    choice: int | Literal["auto"] | None,
+    height: int,
+    width: int,
+    config: RDDMConfig,
+    memory: int | None = None,
+    samples: int = 1,
+) -> int | None:
+    """Longest side of a tile for a picture of that size; None is the whole picture at once.
+
+    "auto" takes the largest tiles, up to AUTO_TILE, that fit into `memory` bytes together with the picture; any other
+    choice is returned as it is. Raises ValueError where `memory` is too little for the picture.
+    """
+    if choice != "auto":
+        return choice
+    side = AUTO_TILE
+    if memory is not None:
+        left = memory - held_bytes(height, width, samples) - guidance_bytes(config, height, width)
+        side = largest_tile(config, left, width, samples)
+        if side < MIN_TILE:
+            lacking = _tile_bytes(config, MIN_TILE, width, samples) - left
+            raise ValueError(
+                f"{lacking / 1e6:.0f} MB more are needed for a picture of {width}x{height} than the memory allowed: "
+                "allow more, or choose a smaller working size"
+            )
+    return None if height * width <= side * side else side
+
+
+def largest_tile(config: RDDMConfig, memory: int, width: int, samples: int = 1) -> int:
+    """The longest side, a multiple of 64 pixels from 0 to AUTO_TILE, of tiles that `memory` bytes hold for a picture of
+    that width.
+    """
+    sides = range(AUTO_TILE, 0, -64)
+    return next((side for side in sides if _tile_bytes(config, side, width, samples) <= memory), 0)
+
+
+def guidance_bytes(config: RDDMConfig, height: int, width: int) -> int:
+    """Bytes of the guidance features of a whole picture, float32; stages at 1/4, 1/8 and 1/16 of its (reduced) side."""
+    per_pixel = 4 * config.guidance.width * sum(1 / 16 / 4**stage for stage in range(len(config.guidance.stages)))
+    return round(per_pixel * height * width / config.guidance.reduction**2)
+
+
+def _tile_bytes(config: RDDMConfig, side: int, width: int, samples: int) -> int:
+    """Of the networks, and of the rows of residual that a row of tiles shares."""
+    return network_bytes(config, side, side) + 12 * samples * width * side

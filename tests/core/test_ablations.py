@@ -1,0 +1,139 @@
+"""The ablation runs, as the script makes them, on a miniature collection."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from PIL import Image
+
+from rddm_core.checkpoint import load_checkpoint, read_info
+from rddm_core.config import RDDMConfig, config_to_dict
+from rddm_core.networks.deformable import DeformableConv
+from rddm_core.training.recipe import load_recipe
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablations.py"
+
+
+@pytest.fixture
+def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("ablations")
+
+
+@pytest.fixture
+def run(
+    ablations: ModuleType,
+    tiny_config: RDDMConfig,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Path]:
+    """Runs the script for two steps with tiny networks; returns the folder of its runs."""
+    folder = tmp_path / "real_pairs"
+    folder.mkdir()
+    lines = ["blur,sharp,scene,split"]
+    for i, (scene, split) in enumerate((("a/1", "train"), ("b/1", "train"), ("a/2", "dev"), ("b/2", "val"))):
+        for kind in ("blur", "sharp"):
+            pixels = torch.randint(0, 256, (72, 80, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{i}_{kind}.png")
+        lines.append(f"{i}_blur.png,{i}_sharp.png,{scene},{split}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    plan = json.loads(SCRIPT.with_suffix(".json").read_text())
+    plan["base"] |= {
+        "start_from": str(tiny_checkpoint),
+        "network": config_to_dict(tiny_config),
+        "data": {"root": str(tmp_path), "sharp": "", "masks": ""},
+        "mixture": {"crop": 64, "synthetic": 0.0, "real": 1.0, "identity": 0.0},
+        "batch": 1,
+        "steps": 2,
+        "workers": 0,
+    }
+    monkeypatch.setenv("RDDM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("RDDM_DATA", raising=False)
+    monkeypatch.setattr(ablations, "PLAN", tmp_path / "plan.json")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+
+    def start(*arguments: str) -> Path:
+        ablations.main(arguments)
+        return tmp_path / "runs" / "ablations"
+
+    return start
+
+
+def table(path: Path) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in path.read_text().splitlines() if "|" in line]
+
+
+def test_variants_are_trained_once_and_tabulated(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str], ablations: ModuleType
+) -> None:
+    folder = run("--only", "depthwise", "no-diffusion")
+    head, _, *rows = table(folder / "dev.md")
+    assert [row[0] for row in rows] == ["blurred", "full", "depthwise", "no-diffusion"]
+    assert all(len(row) == len(head) for row in rows)
+    assert [row[head.index("against full")] for row in rows[:2]] == ["", ""]
+    assert [row[head.index("steps")] for row in rows[1:]] == ["2", "2", "2"]
+    gain, against = head.index("PSNR gain, mean"), head.index("against full")
+    for row in rows[2:]:
+        difference = float(row[gain].split()[0]) - float(rows[1][gain].split()[0])
+        assert float(row[against].split()[0]) == pytest.approx(difference, abs=0.011)
+    assert "1 pairs of split=dev" in capsys.readouterr().out
+
+    full, depthwise = (load_checkpoint(folder / name / "model.safetensors") for name in ("full", "depthwise"))
+    assert any(isinstance(m, DeformableConv) for m in full.denoiser.modules())
+    assert not any(isinstance(m, DeformableConv) for m in depthwise.modules())
+    no_diffusion = load_checkpoint(folder / "no-diffusion" / "model.safetensors")
+    assert not any(gate.weight.any() or gate.bias.any() for gate in no_diffusion.denoiser.state_gates)
+
+    changed = {path: path.stat().st_mtime_ns for path in folder.glob("*/model.safetensors")}
+    run("--only", "depthwise", "no-diffusion")
+    assert capsys.readouterr().out.count("finished before") == 3
+    assert changed == {path: path.stat().st_mtime_ns for path in folder.glob("*/model.safetensors")}
+    with pytest.raises(ValueError, match=r"full holds a run of another recipe \(steps\)"):
+        run("--only", "depthwise", "--steps", "3")
+
+
+def test_an_interrupted_run_goes_on(run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("rddm_core.training.train.RunLog.step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("--only", "full")
+    folder = run("--only", "full", "--leave-out", "b")
+    assert read_info(folder / "full" / "model.safetensors").provenance["step"] == 2
+
+
+def test_a_collection_is_left_out(run: Callable[..., Path], ablations: ModuleType) -> None:
+    folder = run("--only", "full", "--leave-out", "b")
+    assert not (folder / "dev.md").exists(), "of one row there is nothing to compare"
+    text = (folder / "b.md").read_text()
+    assert text.index("all 2 pairs of b") < text.index("its 1 pairs of split=val")
+    rows = [row[0] for row in table(folder / "b.md")]
+    assert rows == ["", "---", "blurred", "full", "without-b"] * 2
+    assert load_recipe(folder / "without-b" / "recipe.json").data.leave_out == "b"
+    full, without = (load_checkpoint(folder / name / "model.safetensors") for name in ("full", "without-b"))
+    assert not torch.equal(full.denoiser.intro.weight, without.denoiser.intro.weight)
+    blurs = [line.split(",")[0] for line in (folder / "b.csv").read_text().splitlines()[1:]]
+    assert set(blurs) == {"1_blur.png", "3_blur.png"}
+
+
+def test_the_plan_holds_valid_recipes(ablations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDDM_RUNS", str(tmp_path))
+    plan = json.loads(ablations.PLAN.read_text())
+    variants = [ablations.Variant(name, **values) for name, values in plan["variants"].items()]
+    assert variants[0] == ablations.Variant("full", variants[0].what, {})
+    recipes = [load_recipe(ablations.write_recipe(plan["base"], v)) for v in variants]
+    assert len({json.dumps(config_to_dict(recipe)) for recipe in recipes}) == len(recipes)
+    same = {(r.steps, r.seed, json.dumps(config_to_dict(r.mixture)), r.batch, r.start_from, r.parts) for r in recipes}
+    assert len(same) == 1, "an ablation changes neither budget nor samples"
+    assert os.listdir(tmp_path) == ["ablations"]
