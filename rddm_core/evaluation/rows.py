@@ -191,7 +191,9 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
         for before, result in calls:
             if _same(before, arguments):
                 return result
-        calls.append((arguments, result := function(*arguments)))
+        # Pictures are copied: the caller may write its result over them. Features are passed on as they are.
+        kept = tuple(x.clone() if isinstance(x, Tensor) else x for x in arguments)
+        calls.append((kept, result := function(*arguments)))
         return result
 
     return call

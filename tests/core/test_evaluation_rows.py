@@ -10,7 +10,15 @@ from torch import Tensor
 
 from rddm_core.checkpoint import load_checkpoint, save_checkpoint
 from rddm_core.cli import main
-from rddm_core.evaluation.rows import ALL_ROWS, RowError, combine, peer_method, rddm_method, select_rows
+from rddm_core.evaluation.rows import (
+    ALL_ROWS,
+    RowError,
+    _remembering,
+    combine,
+    peer_method,
+    rddm_method,
+    select_rows,
+)
 from rddm_core.images import save_image
 from rddm_core.networks.model import RDDM
 from rddm_core.pipeline import DeblurSettings, deblur, estimate_defocus_map, pre_deblur
@@ -90,6 +98,11 @@ def test_rows_share_what_they_have_in_common(model: RDDM, picture: Tensor) -> No
     # two each with another map and without guidance.
     assert calls == {"estimator": 1, "pre_deblur": 2, "guidance": 2, "denoiser": 1 + 1 + 2 + 2 + 2 + 2}
     assert not any("forward" in vars(part) for part in (model.estimator, model.pre_deblur, model.denoiser))
+    remembering = _remembering(lambda x: x.sum())
+    reused = torch.ones(2)
+    assert remembering(reused) == 2
+    reused.zero_()
+    assert remembering(reused) == 0, "a picture that was written over is another one"
     second = method(1 - picture)
     assert not any(torch.equal(first[row], second[row]) for row in rows)
 
