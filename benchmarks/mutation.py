@@ -27,7 +27,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = tuple(f"tests/core/test_{name}.py" for name in ("diffusion", "tiling", "tiling_exact", "merge"))
 COPIED = ("rddm_core", "tests/core", "tests/support", "tests/conftest.py", "tests/pytest.ini", "pyproject.toml")
-MERGE = re.compile(r"^@torch\.inference_mode\(\)\n(def merge_residual.*?\n)(?=\n\n\S)", re.DOTALL | re.MULTILINE)
+MERGE = re.compile(r"^@torch\.inference_mode\(\)\n(def merge_residual.*?\n)(?=\n\n@)", re.DOTALL | re.MULTILINE)
+"""Up to the next decorated function: with the helper that `deblur` shares with it."""
 SETTINGS = """[mutmut]
 source_paths=rddm_core
 only_mutate=
@@ -95,7 +96,7 @@ def mutmut(folder: Path, *arguments: str, quiet: bool = True) -> str:
 
 
 def only_the_merge(text: str) -> str:
-    """pipeline.py with `merge_residual` undecorated and everything else kept from being mutated."""
+    """pipeline.py with `merge_residual` (MERGE) undecorated and everything else kept from being mutated."""
     if not (found := MERGE.search(text)):
         raise SystemExit(f"merge_residual was not found in pipeline.py: adapt MERGE in {Path(__file__).name}")
     off, on = "# pragma: no mutate start\n", "# pragma: no mutate end\n"

@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rddm_core.tiling import FEATHER, Span, Tile, add_tile, cut, cut_features, noise_tile, plan_axis, plan_tiles
+from rddm_core.tiling import (
+    FEATHER,
+    Span,
+    Tile,
+    add_tile,
+    cut,
+    cut_features,
+    join_features,
+    noise_tile,
+    plan_axis,
+    plan_tiles,
+    plan_windows,
+)
 
 
 def test_the_smallest_tile_and_the_overlap_reach_both_axes() -> None:
@@ -70,6 +82,35 @@ def test_a_tile_is_added_where_the_canvas_lives(to: str) -> None:
     halves = torch.zeros(1, 3, 64, 64, dtype=torch.float16)
     add_tile(halves, torch.full((1, 3, 64, 64), 0.25, dtype=torch.float64), tile)
     assert halves.dtype == torch.float16 and bool((halves == 0.25).all())
+
+
+def test_a_canvas_may_begin_further_down() -> None:
+    image = torch.rand(1, 3, 400, 90, generator=torch.Generator().manual_seed(0))
+    whole, strip = torch.zeros_like(image), torch.zeros_like(image)[:, :, 100:]
+    below = [tile for tile in plan_tiles(400, 90, 128, 64) if tile.rows.first >= 100]
+    assert len(below) > 1
+    for tile in below:
+        add_tile(whole, cut(image, tile), tile)
+        add_tile(strip, cut(image, tile), tile, top=100)
+    assert torch.equal(strip, whole[:, :, 100:]) and bool(strip.any())
+
+
+def test_windows_by_hand() -> None:
+    """One window as soon as a kept part and its context hold the image."""
+    assert plan_windows(192, 10, 128, 64, 64) == [Tile(Span(0, 192, 0, 192), Span(0, 64, 0, 64))]
+    assert [w.rows for w in plan_windows(193, 10, 128, 64, 64)] == [Span(0, 192, 0, 128), Span(64, 256, 128, 256)]
+    assert [w.columns for w in plan_windows(10, 320, 128, 64, 64)] == [
+        Span(0, 192, 0, 128),
+        Span(64, 320, 128, 256),
+        Span(192, 320, 256, 320),
+    ]
+
+
+def test_features_belong_to_one_window_each() -> None:
+    windows = plan_windows(320, 64, 128, 64, 64)
+    parts = [torch.zeros(1, 2, w.rows.stop - w.rows.start, 64) for w in windows]
+    with pytest.raises(ValueError, match="argument"):
+        join_features([*parts, parts[-1]], windows)
 
 
 def test_the_noise_of_a_seed_stays_the_same_over_versions() -> None:
