@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -497,7 +497,11 @@ def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]
     failed: dict[Path, str] = {}
     for path in inputs:
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            try:  # links that lead nowhere stay among them: reading them says so
+                files = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
+            except PermissionError:
+                failed[path] = "may not be read: change its permissions"
+                continue
             pictures = [p for p in files if p.suffix.lower() in FORMAT_OF_EXTENSION]
             if not pictures:
                 failed[path] = f"no pictures ({', '.join(FORMAT_OF_EXTENSION)}) directly in this folder"
@@ -534,8 +538,9 @@ def _is_folder_output(output: str, single: bool) -> bool:
 def _refuse_clashes(jobs: Sequence[Job]) -> None:
     identities: dict[tuple[int, int], Path] = {}
     for job in jobs:
-        status = job.source.stat()  # follows links: the file itself, whatever its name
-        identities[status.st_dev, status.st_ino] = job.source
+        with suppress(OSError):  # gone by now, or a link that leads nowhere: reading it says so
+            status = job.source.stat()  # follows links: the file itself, whatever its name
+            identities[status.st_dev, status.st_ino] = job.source
     writers: dict[str, Job] = {}
     for job in jobs:
         for target in job.outputs():
@@ -866,10 +871,13 @@ def _progress(items: Iterable[Any], unit: str, total: int | None = None) -> Iter
 
 
 def _say(text: str, error: bool = False) -> None:
-    """A line of output that does not tear a progress bar."""
+    """A line of output that does not tear a progress bar. What cannot be shown, as in some files' names, is escaped."""
     from tqdm import tqdm
 
-    tqdm.write(text, file=sys.stderr if error else sys.stdout)
+    file = sys.stderr if error else sys.stdout
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=file)
 
 
 def _warn(text: str) -> None:

@@ -135,7 +135,8 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{path} is not a JPEG, PNG, WebP, TIFF or BMP picture: convert it to one of these") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} is larger than {max_pixels / 1e6:.0f} megapixels: reduce it first") from error
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels)) / 1e6  # Pillow's own
+        raise ImageError(f"{path} is larger than {limit:.0f} megapixels: reduce it first") from error
     except PermissionError as error:
         raise ImageError(f"{path} may not be read: change its permissions") from error
     except MemoryError as error:

@@ -126,9 +126,11 @@ class _Run:
 
 def _pixels(source: Path) -> int:
     """By the file's header; 0 where it cannot be read, which is said when the picture is."""
+    if not source.is_file():  # a pipe would keep whoever opens it waiting
+        return 0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # they are said when the picture is read
             with Image.open(source, formats=sorted(set(FORMAT_OF_EXTENSION.values()))) as image:
                 return image.width * image.height
     except Exception:

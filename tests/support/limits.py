@@ -1,4 +1,4 @@
-"""What a user's machine imposes: file permissions that count for root too, little memory, a full disk."""
+"""What a user's machine imposes: permissions that count for root too, and little memory. And what must not happen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import resource
 import struct
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,18 +51,6 @@ def at_most(more_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextlib.contextmanager
-def full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Inside, whatever `atomic_target` lets write into `folder` meets "no space left on device"."""
-    name = uuid.UUID(int=0)
-    partial = folder / f".{name.hex}.partial"
-    partial.symlink_to("/dev/full")
-    with monkeypatch.context() as patch:
-        patch.setattr("rddm_core.files.uuid.uuid4", lambda: name)
-        yield
-    partial.unlink(missing_ok=True)
 
 
 _FORBIDDEN = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
