@@ -348,6 +348,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def run_deblur(args: argparse.Namespace) -> int:
     """Deblur every picture; 0 only if all succeeded."""
+    with _stop_on_sigterm():
+        return _deblur(args)
+
+
+def _deblur(args: argparse.Namespace) -> int:
     wanted = {"map": args.save_map, "pre-deblur": args.save_pre_deblur, "compare": args.compare}
     if args.workers and args.engine != "ray":
         raise CommandError("--workers needs --engine ray: without it, one picture is deblurred at a time")
@@ -356,8 +361,7 @@ def run_deblur(args: argparse.Namespace) -> int:
         _say(f"failed: {source}: {reason}", error=True)
     failures = len(unreadable)
     if jobs:
-        with _stop_on_sigterm():
-            failures += _deblur_all(args, jobs)
+        failures += _deblur_all(args, jobs)
     if failures:
         _say(f"{failures} of {len(jobs) + len(unreadable)} failed", error=True)
     return 1 if failures else 0

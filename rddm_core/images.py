@@ -162,10 +162,12 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
     format = format_for(path)
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
         raise ImageError(f"{path}: pixels must be [3, H, W], not {list(pixels.shape)}")
-    if not pixels.is_floating_point():
-        raise ImageError(
-            f"{path}: pixels must be floating point in 0..1, not {pixels.dtype}: divide 8-bit values by 255"
-        )
+    for plane in (pixels, like.alpha if like is not None else None):
+        if plane is not None and not (
+            plane.is_floating_point() and plane.dtype.itemsize > 1 and plane.layout == torch.strided
+        ):
+            what = "pixels and alpha must be floating point in 0..1, of 16 bits or more"
+            raise ImageError(f"{path}: {what}, not {plane.dtype}: divide 8-bit values by 255")
     if max(pixels.shape[1:]) > _MAX_SIDE.get(format, 2**31):
         raise ImageError(f"{path}: {format} holds at most {_MAX_SIDE[format]} pixels a side: save it as PNG")
     like = like or LoadedImage(pixels)
@@ -454,10 +456,12 @@ def _writer(path: Path, format: str, pixels: Tensor, like: LoadedImage, quality:
 def _alpha_to_write(path: Path, format: str, pixels: Tensor, like: LoadedImage) -> Tensor | None:
     """None also for an alpha that is opaque everywhere."""
     alpha = like.alpha
-    if alpha is None or not bool((alpha < 1).any()):
+    if alpha is None:
         return None
-    if alpha.shape[1:] != pixels.shape[1:]:
+    if alpha.shape != (1, *pixels.shape[1:]):
         raise ImageError(f"{path}: alpha is {list(alpha.shape)}, but the pixels are {list(pixels.shape)}")
+    if bool((alpha >= 1).all()):
+        return None
     if format in _WITHOUT_ALPHA:
         logger.warning("%s: %s holds no transparency, it is left out; save as PNG or WebP to keep it", path, format)
         return None

@@ -542,8 +542,9 @@ def _fit_map(x: Tensor, image: Tensor, name: str) -> Tensor:
 
 
 def _check_values(x: Tensor, name: str, bounded: bool = True) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"{name} must be floating point, not {x.dtype}: divide 8-bit values by 255.0")
+    if not x.is_floating_point() or x.dtype.itemsize < 2 or x.layout != torch.strided:
+        what = f"{x.dtype}" if x.layout == torch.strided else f"{x.layout}"
+        raise ValueError(f"{name} must be floating point of 16 bits or more, not {what}: divide 8-bit values by 255.0")
     low, high = (float(v) for v in x.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} holds NaN or infinite values: replace them, e.g. with torch.nan_to_num")

@@ -82,12 +82,12 @@ def to_strips(pixels: Tensor, alpha: Tensor | None, *, grey: bool, bits: int) ->
     dtype = {8: np.uint8, 16: np.uint16, 32: np.float32}[bits]
     for top, bottom in strips(*pixels.shape[1:]):
         planes = pixels[:, top:bottom].detach().to("cpu", torch.float32)
-        if not bool(torch.isfinite(planes).all()):
-            raise NotFiniteError
         if grey:  # in double precision: the mean of three equal values is then that value
             planes = planes.double().mean(dim=0, keepdim=True).float()
         if alpha is not None:
             planes = torch.cat((planes, alpha[:, top:bottom].detach().to(planes)))
+        if not bool(torch.isfinite(planes).all()):
+            raise NotFiniteError
         values = planes.clamp(0, 1).permute(1, 2, 0).contiguous()
         if bits < 32:
             values = values.mul_(2**bits - 1).round_()

@@ -119,7 +119,7 @@ def test_the_command_shows_peers_and_ablations_everywhere(tiny_checkpoint: Path,
     tables = [re.findall(r"<tr><td>(.*?)</td>", table) for table in re.findall(r"<table>.*?</table>", text)]
     assert tables == [["blurred", *rows, "regression"], [*rows, "regression"], ["final", "regression"]]
     gains, spread, curve = drawn_texts(page)
-    assert {"final", "regression"} <= gains
+    assert {"final: PSNR gain per pair", "regression"} <= gains
     assert {*rows, "regression"} <= spread and {"blurred", *rows, "regression"} <= curve
     assert [c.split()[0] for c in page.texts["figcaption"]] == ["blurred", *rows, "regression", "target"] * 2
 
