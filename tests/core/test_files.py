@@ -28,10 +28,11 @@ with atomic_target(Path(sys.argv[1])) as partial:
 
 
 WRITER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from rddm_core.files import atomic_target
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 with atomic_target(Path(sys.argv[1])) as partial:
     partial.write_bytes(b"half")
     print("writing", flush=True)
