@@ -28,7 +28,7 @@ def mask(values: Tensor, name: str, batch: int) -> Tensor:
     """MASK -> [B or 1, 1, h, w] float32 in 0..1, for a batch of pictures. Raises ValueError as `picture` does."""
     if not isinstance(values, Tensor) or values.ndim not in (2, 3, 4) or values.numel() == 0:
         raise ValueError(f"{name} must be masks, not {_describe(values)}")
-    _check_finite(values, name)
+    _check_finite(values, name, whole_numbers=True)
     planes = values.float().reshape(-1, 1, *values.shape[-2:]).clamp(0, 1)
     check_batch(planes, name, batch, allow_one=True)
     return planes
@@ -85,7 +85,13 @@ def image(colours: Tensor, alpha: Tensor | None = None) -> Tensor:
     return colours.movedim(1, -1)
 
 
-def _check_finite(x: Tensor, name: str) -> None:
+def _check_finite(x: Tensor, name: str, whole_numbers: bool = False) -> None:
+    """`whole_numbers`: masks may hold them, of pictures nobody could tell whether they reach to 1 or to 255."""
+    fractional = x.is_floating_point() and x.dtype.itemsize > 1
+    whole = whole_numbers and not x.is_floating_point() and not x.is_complex()
+    if x.layout != torch.strided or not (fractional or whole):
+        kind = x.dtype if x.layout == torch.strided else x.layout
+        raise ValueError(f"{name} must hold floating-point values in 0..1, not {kind}: convert it before")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(
             f"{name} contains invalid values (NaN or infinity): a node before this one failed, "

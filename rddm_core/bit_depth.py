@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from .planes import Block, strips
 
@@ -85,7 +85,7 @@ def is_deep_tiff(directory: Mapping[int, Any]) -> bool:
     return max(bits) > 8 and not (plain_grey and _numbers(directory.get(_SAMPLE_FORMAT, 1)) == (1,))
 
 
-def is_deep_png(image: Image.Image) -> bool:
+def is_deep_png(image: ImageFile.ImageFile) -> bool:
     """Whether a PNG that Pillow has opened, but not loaded, needs `read_png`."""
     if image.format != "PNG" or not image.tile or not str(image.tile[0][3]).endswith("16B"):
         return False
@@ -130,13 +130,13 @@ def open_tiff(path: Path, directory: Mapping[int, Any], max_pixels: int) -> Iter
         extra = tuple(page.extrasamples or ())
         if page.samplesperpixel < colours:
             raise ValueError("channels are missing")
-        kind = int(extra[0]) if extra and page.samplesperpixel > colours else 0
+        opacity = int(extra[0]) if extra and page.samplesperpixel > colours else 0
         white = 1.0 if floating else 2.0 ** bits[0] - 1
         yield DeepPicture(
             size=(height, width),
             grey=colours == 1,
-            alpha=kind in (_PREMULTIPLIED, _TRANSPARENCY),
-            premultiplied=kind == _PREMULTIPLIED,
+            alpha=opacity in (_PREMULTIPLIED, _TRANSPARENCY),
+            premultiplied=opacity == _PREMULTIPLIED,
             bits=32 if floating else 16,
             white=white,
             blocks=_tiff_blocks(page, white if photometric == _MIN_IS_WHITE else None),
@@ -166,7 +166,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 def _png_bytes(path: Path, rawmode: str) -> Image.Image:
     """The picture, the bytes of each pixel unpacked as `rawmode` says."""
     with Image.open(path, formats=["PNG"]) as image:
-        image.tile = [(*image.tile[0][:3], rawmode)]  # type: ignore[list-item]
+        image.tile = [(*image.tile[0][:3], rawmode)]
         image.load()
     return image
 
@@ -194,7 +194,9 @@ def _tiff_blocks(page: Any, inverted_white: float | None) -> Iterator[Block]:
         if values is None:
             raise ValueError("parts of the picture are missing")
         values = values[0, : height - top, : width - left]  # tiles reach beyond the borders
-        yield Block(values if inverted_white is None else inverted_white - values, top, left, plane + channel)
+        if inverted_white is not None and plane + channel == 0:  # alpha is never inverted
+            values = np.concatenate((inverted_white - values[:, :, :1], values[:, :, 1:]), axis=2)
+        yield Block(values, top, left, plane + channel)
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
@@ -244,7 +246,7 @@ def write_png(
         filtered[:, 0] = 1  # filter "Sub": each byte less that of the pixel before it
         filtered[:, 1 : 1 + pixel] = lines[:, :pixel]
         np.subtract(lines[:, pixel:], lines[:, :-pixel], out=filtered[:, 1 + pixel :])
-        _write_chunk(handle, b"IDAT", deflate.compress(filtered))
+        _write_chunk(handle, b"IDAT", deflate.compress(filtered.data))
     _write_chunk(handle, b"IDAT", deflate.flush())
     _write_chunk(handle, b"IEND", b"")
 

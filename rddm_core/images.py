@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -232,7 +232,7 @@ def _read(path: Path, max_pixels: int) -> LoadedImage:
             with bit_depth.open_tiff(path, directory, max_pixels) as picture:
                 return _from_deep(picture, metadata, path)
     with Image.open(path, formats=_READ_FORMATS) as image:
-        bit_depth.check_size(*image.size, max_pixels)
+        bit_depth.check_size(image.width, image.height, max_pixels)
         # The further pages of a TIFF and the depth map or second view of a phone's JPEG are no animation.
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise ImageError(f"{path} is animated: export the frame that you want as a still picture")
@@ -307,7 +307,7 @@ def _conversion(image: Image.Image, grey: bool, alpha: bool, path: Path) -> Call
 
 
 def _within_16_bits(path: Path, strip: Image.Image) -> Image.Image:
-    low, high = strip.getextrema()
+    low, high = cast(tuple[int, int], strip.getextrema())
     if low < 0 or high > 65535:
         raise ImageError(f"{path} has more than 16 bits per channel: convert it to 8 or 16 bits")
     return strip

@@ -164,10 +164,12 @@ def test_layouts_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
 
 
 def test_white_may_be_zero(tmp_path: Path) -> None:
-    array = values(1)
-    loaded = load_image(write(tmp_path / "a.tif", array, photometric="miniswhite"))
-    save_image(tmp_path / "b.png", loaded.pixels, loaded)
-    assert loaded.grey and np.array_equal(read(tmp_path / "b.png"), 65535 - array)
+    for channels in (1, 2):
+        array = values(channels)
+        loaded = load_image(write(tmp_path / "a.tif", array, photometric="miniswhite"))
+        save_image(tmp_path / "b.png", loaded.pixels, loaded)
+        array[:, :, 0] = 65535 - array[:, :, 0]
+        assert loaded.grey and np.array_equal(read(tmp_path / "b.png"), array)
 
 
 def test_12_bits_fill_the_range(tmp_path: Path) -> None:

@@ -529,8 +529,10 @@ def test_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
             refused(path, f"{name}.*{cause}|{cause}.*{name}")
     save_file({**tensors, "denoiser.extra": torch.zeros(1)}, path, metadata)
     refused(path, "has no place for denoiser.extra;")
-    save_file({names[0]: tensors[names[0]]}, path, metadata)
+    save_file({key: value for key, value in tensors.items() if not key.startswith("estimator.")}, path, metadata)
     refused(path, r"missing: .* and \d+ more;")
+    save_file({names[0]: tensors[names[0]]}, path, metadata)
+    refused(path, "asks for more than [0-9,]* values, but it holds 48;")
     save_file({**tensors, names[0]: torch.full_like(tensors[names[0]], 1e6)}, path, metadata)
     assert load_checkpoint(path).denoiser.outro.bias[0] == 1e6
     refused(path, "not finite everywhere in torch.float16", lambda p: load_checkpoint(p, dtype=torch.float16))
@@ -670,7 +672,7 @@ def test_a_file_of_holes(tiny_checkpoint: Path, tmp_path: Path) -> None:
             refused(path, "missing|asks for other shapes|could not be mapped into memory")
         assert largest.elements < 10**6
         with at_most(MEMORY):
-            refused(path, "")
+            refused(path, "missing|asks for other shapes|could not be mapped into memory")
 
 
 def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -709,7 +711,7 @@ def survives(path: Path, readers: Sequence[Callable[[Path], Any]]) -> None:
         assert events == []
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_headers_that_lie(victim: tuple[bytes, Path], data: st.DataObject) -> None:
     content, path = victim
@@ -758,7 +760,7 @@ def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
             yield from leaves(item, (*place, key))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_configurations_that_lie(
     tiny_config: RDDMConfig, tiny_checkpoint: Path, victim: tuple[bytes, Path], data: st.DataObject

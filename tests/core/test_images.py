@@ -338,6 +338,8 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         save_image(tmp_path / "a.png", torch.full((3, 2, 2), torch.nan))
     with pytest.raises(ImageError, match="16383"):
         save_image(tmp_path / "a.webp", torch.zeros(3, 1, 16384))
+    with pytest.raises(ImageError, match="65500"):
+        save_image(tmp_path / "a.jpg", torch.zeros(3, 1, 65501))
     with pytest.raises(ImageError, match="alpha is"):
         save_image(tmp_path / "a.png", torch.rand(3, 2, 2), LoadedImage(torch.rand(3, 1, 1), torch.zeros(1, 1, 1)))
     assert list(tmp_path.iterdir()) == []
