@@ -223,9 +223,8 @@ def test_the_header_tells_the_size(tmp_path: Path) -> None:
     assert local._pixels(tmp_path / "b.png") == local._pixels(tmp_path / "none.png") == 0
 
 
-# A picture that is written for as long as the test likes, in a process of its own.
-NEVER_ENDS = """
-import sys, time
+PROGRAM = """
+import signal, sys, time
 from rddm_core import cli, images
 from rddm_core.files import atomic_target
 
@@ -235,8 +234,9 @@ def save(path, *_, **__):
         print("half written", flush=True)
         time.sleep(3600)
 
-images.save_image = save
-sys.argv[1:] = ["deblur", *sys.argv[1:]]
+if sys.argv.pop(1) == "never ends":
+    images.save_image = save
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 cli.program()
 """
 
@@ -247,10 +247,9 @@ def test_signals_end_the_program_and_leave_no_partial_file(
     tmp_path: Path, tiny_checkpoint: Path, sent: signal.Signals, code: int, while_writing: bool
 ) -> None:
     make_jobs(tmp_path, 3 if while_writing else 300)
-    start = ["-c", NEVER_ENDS] if while_writing else ["-m", "rddm_core", "deblur"]
-    options = [str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(tiny_checkpoint)]
+    command = ["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--model", str(tiny_checkpoint)]
     process = subprocess.Popen(
-        [sys.executable, *start, *options],
+        [sys.executable, "-c", PROGRAM, "never ends" if while_writing else "ends", *command],
         cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
