@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=Options.seed, help="of the random moments (default: 0)")
     parser.add_argument("--write", action="store_true", help="write benchmarks/STRESS.md and stress.json")
     args = parser.parse_args(arguments)
+    # A shell has its background jobs, and what they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = Options(args.times, args.images, args.seed)
     outcomes = [run_check(check, options) for part in args.parts or PARTS for check in PARTS[part]]
     table = format_table(outcomes)
