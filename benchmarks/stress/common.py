@@ -27,12 +27,13 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of the summary: what was checked, whether it held, and what was measured."""
+    """One line of the summary: what was checked, whether it held, what was measured, in what time, by which command."""
 
     check: str
     passed: bool
     measured: str
     seconds: float = 0.0
+    command: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
 
 

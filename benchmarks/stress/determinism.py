@@ -21,8 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def same_bytes(options: Options, work: Path) -> Outcome:
     """`deblur` writes the same files in every run at the same number of threads."""
-    write_pictures(work / "in", [(96, 128), (300, 420)])
-    write_pictures(work / "in", [(130, 150)], suffix=".jpg")
+    write_pictures(work / "in", [(96, 128), (300, 420), (130, 150)], suffix=".jpg")
     found: dict[int, set[str]] = {}
     for threads in THREADS:
         for run in range(RUNS):

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ TRAINING_STEPS = 6
 ORPHANS_MAY_LIVE = 30.0
 """Seconds: loader workers of a killed training look for their parent every few."""
 CTRL_C_LIMIT = 2.0
+GOOD_ENDS = ("130", "by the signal while the program was imported", "1 while Python itself started")
+"""After Ctrl-C. Shells show 130 for the second too; of the third no program knows."""
 
 
 @dataclass(frozen=True)
@@ -302,13 +305,11 @@ def interrupt(options: Options, work: Path) -> Outcome:
             running.interrupt()
             code = running.wait()
             seconds.setdefault(name, []).append(time.monotonic() - struck)
-            told = "interrupted:" in running.output()
-            # Before `main` runs, Python itself ends by the signal, which a shell shows as 130.
-            codes[f"{130 if code == -2 else code}{'' if told else ', before the program proper'}"] += 1
+            codes[_how_it_ended(code, running.output())] += 1
             litter += len(partial_files(folder))
     orphans = _orphans(sessions)
     slowest = max((t for times in seconds.values() for t in times), default=0.0)
-    wrong = [code for code in codes if not code.startswith("130")]
+    wrong = [code for code in codes if code not in GOOD_ENDS]
     figures = {
         "seconds to exit, least / median / largest": {name: spread(times) for name, times in seconds.items()},
         "exit codes": dict(codes),
@@ -318,6 +319,17 @@ def interrupt(options: Options, work: Path) -> Outcome:
     }
     passed = slowest <= CTRL_C_LIMIT and not (wrong or litter or orphans) and missed < options.times / 2
     return Outcome("Ctrl-C in `deblur` and `train`", passed, _sentence(figures), figures=figures)
+
+
+def _how_it_ended(code: int, output: str) -> str:
+    """One of GOOD_ENDS, or the code and the end of the output."""
+    if code == 130 and "interrupted:" in output:
+        return GOOD_ENDS[0]
+    if code == -signal.SIGINT:
+        return GOOD_ENDS[1]
+    if code == 1 and "Fatal Python error: init_import_site" in output:
+        return GOOD_ENDS[2]
+    return f"{code} ({output[-200:].strip()})"
 
 
 def _orphans(sessions: list[int]) -> list[int]:
