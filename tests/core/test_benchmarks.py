@@ -1,4 +1,4 @@
-"""The parts of the benchmark that compute instead of measure."""
+"""The benchmark: what it computes from its measurements, and that it measures what it says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TestSpeed:
         assert rows[0]["error"] == "no memory" and "time_ratio" not in rows[1]
 
     def test_what_is_compared_has_its_reference(self) -> None:
-        for size in ("0.25", "0.6", "1"):
+        for size in ("0.1", "0.25", "0.6", "1"):
             cases = speed.cases(size, 1)
             references = [c for c in cases if c.contender == NAFNET]
             assert all(any(c.same_setting(r) for r in references) for c in cases)
@@ -113,15 +113,17 @@ class TestFloor:
         (cost,) = counter.costs
         assert cost.flops == 2 * 16 * 16 * 4 * 8 * 9
         assert cost.bytes == 4 * (8 * 256 + 4 * 8 * 9 + 4 * 256)
+        assert cost.allocated == 4 * 4 * 256 and cost.operator == "convolution"
 
     def test_views_are_free_and_broadcasts_are_read_once(self) -> None:
         x = torch.rand(1, 8, 16)
         with torch.inference_mode(), CostCounter() as counter:
             y = x.expand(32, 8, 16).permute(0, 2, 1)[:, 1:]
             assert counter.costs == []
-            y.clone()
-        (cost,) = counter.costs
-        assert cost.flops == 0 and cost.bytes == 4 * (8 * 16 + 32 * 8 * 15)
+            y.clone().mul_(2)
+        copied, scaled = counter.costs
+        assert copied.flops == 0 and copied.bytes == 4 * (8 * 16 + 32 * 8 * 15)
+        assert scaled.allocated == 0 and scaled.bytes == 2 * copied.allocated
 
     def test_a_fourier_transform_counts(self) -> None:
         with torch.inference_mode(), CostCounter() as counter:
@@ -144,6 +146,13 @@ class TestPictures:
         picture = pictures.photograph(800, 1100)
         assert torch.equal(picture[..., 767, :], picture[..., 768, :])
         assert torch.equal(picture[..., 1023], picture[..., 1024])
+
+    def test_tiles_are_compared_with_the_whole(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        file = tmp_path / "a.png"
+        pictures.save_photograph(file, 192, 256)
+        cut, whole = tiles.compare([file], [128, 256], 1, tiny_checkpoint)
+        assert cut["picture"] == "a.png" and (cut["height"], cut["width"], cut["tile"]) == (192, 256, 128)
+        assert cut["largest"] > 0 and whole["largest"] == 0  # tiles of 256 pixels hold all of it
 
     def test_difference(self) -> None:
         tiled = torch.zeros(1, 1, 100, 200)
