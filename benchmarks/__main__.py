@@ -27,7 +27,7 @@ from rddm_core.files import write_text
 
 from . import analysis, contenders, speed, tiles
 from .pictures import SIZES, save_photograph
-from .process import MB, ROOT, CommandCost, MeasurementError, in_fresh_process, machine, run_command
+from .process import MB, ROOT, MeasurementError, in_fresh_process, machine, run_command
 
 IMPORTS = "import torch, torchvision, timm, transformers, safetensors, numpy, PIL"
 """The bare library imports that the first result of a fresh process is compared with."""
@@ -129,31 +129,22 @@ def measure_first_result(args: argparse.Namespace) -> Any:
         photo = Path(folder) / "small.jpg"
         save_photograph(photo, 256, 384)
         for _ in range(5):
-            imports.append(run_command([sys.executable, "-c", IMPORTS]).seconds)
-            results.append(_deblur_command(photo).seconds)
+            imports.append(run_command([sys.executable, "-c", IMPORTS]))
+            deblur = ["-m", "rddm_core", "deblur", str(photo), "-o", str(photo.with_name("result.jpg"))]
+            results.append(run_command([sys.executable, *deblur]))
     ratios = [ours / bare for ours, bare in zip(results, imports, strict=True)]
     spreads = {"imports": imports, "result": results, "ratio": ratios}
     return {"code": IMPORTS, "size": "384x256"} | {name: speed.spread(values) for name, values in spreads.items()}
 
 
 def measure_large(args: argparse.Namespace) -> Any:
-    """Peak memory of the command line on a 45-megapixel JPEG at full working size, beside that on a tiny picture."""
-    budget = ["--memory", "2GB"]
+    """Peak memory of the command line on a 45-megapixel JPEG at full working size."""
+    options = ["--working-size", "full", "--memory", "2GB"]
     with tempfile.TemporaryDirectory() as folder:
-        tiny, large = Path(folder) / "tiny.jpg", Path(folder) / "large.jpg"
-        save_photograph(tiny, 64, 64)
-        # Not in this process, which must stay small: see `run_command`.
-        height, width = SIZES["45"]
-        in_fresh_process(save_photograph, path=str(large), height=height, width=width)
-        before = _deblur_command(tiny, *budget)
-        cost = _deblur_command(large, "--working-size", "full", *budget)
-    return {
-        "options": " ".join(["--working-size full", *budget]),
-        "seconds": cost.seconds,
-        "peak_mb": cost.megabytes,
-        "loaded_mb": before.megabytes,
-        "above_mb": cost.megabytes - before.megabytes,
-    }
+        photo = Path(folder) / "large.jpg"
+        save_photograph(photo, *SIZES["45"])
+        command = ["deblur", str(photo), "-o", str(photo.with_name("result.jpg")), *options]
+        return {"options": " ".join(options)} | in_fresh_process(contenders.measure_command, arguments=command)
 
 
 def measure_tiles(args: argparse.Namespace) -> Any:
@@ -220,11 +211,6 @@ def quick() -> dict[str, float]:
         "memory_ratio": round(row["memory_ratio"]["median"], 4),
         "peak_gb": round(large["megabytes"] * MB / 1e9, 3),
     }
-
-
-def _deblur_command(photo: Path, *options: str) -> CommandCost:
-    result = photo.with_name(f"{photo.stem}.result.jpg")
-    return run_command([sys.executable, "-m", "rddm_core", "deblur", str(photo), "-o", str(result), *options])
 
 
 def _say(text: str) -> None:

@@ -64,6 +64,9 @@ def profile_stages(size: tuple[int, int], threads: int, rows: int) -> dict[str, 
 # ---------------------------------------------------------------- floor
 
 
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
 @dataclass(frozen=True)
 class Cost:
     """Floating-point operations of one operator call, the bytes of its inputs and outputs, and those it allocates."""
@@ -87,11 +90,11 @@ class CostCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
-            with self:  # in inference mode, composite operators arrive here in one piece
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+        # In inference mode composite operators arrive here in one piece: count their parts. Not by func.decompose(),
+        # which prefers decompositions for compilers to the kernel that really runs.
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+            with self:
+                return func._op_dk(COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         if not _moves_nothing(func):
             moved = sum(_bytes(x) for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))

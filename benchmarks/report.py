@@ -248,15 +248,14 @@ def _first_result(figures: Any) -> list[str]:
 def _large(figures: Any) -> list[str]:
     height, width = SIZES["45"]
     rows = [
-        ["peak", f"{figures['peak_mb']:.0f}"],
-        ["peak of the same command on a picture of 64x64", f"{figures['loaded_mb']:.0f}"],
-        ["above the loaded process", f"{figures['above_mb']:.0f}"],
+        ["process with the network loaded", f"{figures['loaded_mb']:.0f}"],
+        ["peak above that", f"{figures['above_mb']:.0f}"],
     ]
     return [
         "## 45 megapixels",
         "",
         f"`python -m rddm_core deblur large.jpg -o out.jpg {figures['options']}` on a JPEG of {width}x{height}, "
-        f"{figures['seconds']:.0f} s from start to file; ru_maxrss of the process in MB (1e6 bytes).",
+        f"{figures['seconds']:.0f} s from start to file; VmRSS and VmHWM of the process in MB (1e6 bytes).",
         "",
         *table(["", "MB"], rows),
     ]
