@@ -1,7 +1,8 @@
 """Measure everything, or parts of it, and write RESULTS.md, results.json and plots.
 
-    python -m benchmarks                       # all parts: 15 to 20 minutes on two quiet cores
+    python -m benchmarks                       # all parts but `compile`: about 20 minutes on two quiet cores
     python -m benchmarks --only speed --sizes 0.25 0.6
+    python -m benchmarks --only compile        # what torch.compile would bring: some minutes more
     python -m benchmarks --quick               # under three minutes; the last line is JSON
 
 Parts that are not measured keep their figures of earlier runs; RESULTS.md says which command measured which part. The
@@ -26,7 +27,7 @@ from rddm_core.files import write_text
 
 from . import analysis, contenders, speed, tiles
 from .pictures import SIZES, save_photograph
-from .process import MB, ROOT, CommandCost, MeasurementError, in_fresh_process, machine, run_command
+from .process import MB, ROOT, MeasurementError, in_fresh_process, machine, run_command
 
 IMPORTS = "import torch, torchvision, timm, transformers, safetensors, numpy, PIL"
 """The bare library imports that the first result of a fresh process is compared with."""
@@ -41,9 +42,7 @@ def main() -> None:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="only three figures, as one line of JSON; writes no file")
-    parser.add_argument(
-        "--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART", help=", ".join(PARTS)
-    )
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=USUAL, metavar="PART", help=", ".join(PARTS))
     parser.add_argument(
         "--sizes", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="MP", help=", ".join(SIZES)
     )
@@ -102,15 +101,14 @@ def measure_case(case: speed.Case) -> speed.Run:
 
 
 def measure_stages(args: argparse.Namespace) -> Any:
-    """Time and memory of each stage alone, on whole pictures."""
+    """Time and memory of each stage alone, at the target's size."""
     rows = []
-    for size in [s for s in (TARGET_SIZE, "1") if s in args.sizes]:
-        for stage in contenders.STAGES:
-            found = in_fresh_process(
-                contenders.measure_stage, stage=stage, size=SIZES[size], threads=THREADS, repeats=5
-            )
-            row = {"megapixels": size, "stage": stage, "megabytes": found["megabytes"]}
-            rows.append(row | {"seconds": speed.spread(found["seconds"])})
+    for stage in contenders.STAGES:
+        found = in_fresh_process(
+            contenders.measure_stage, stage=stage, size=SIZES[TARGET_SIZE], threads=THREADS, repeats=5
+        )
+        row = {"megapixels": TARGET_SIZE, "stage": stage, "megabytes": found["megabytes"]}
+        rows.append(row | {"seconds": speed.spread(found["seconds"])})
     return rows
 
 
@@ -131,31 +129,22 @@ def measure_first_result(args: argparse.Namespace) -> Any:
         photo = Path(folder) / "small.jpg"
         save_photograph(photo, 256, 384)
         for _ in range(5):
-            imports.append(run_command([sys.executable, "-c", IMPORTS]).seconds)
-            results.append(_deblur_command(photo).seconds)
+            imports.append(run_command([sys.executable, "-c", IMPORTS]))
+            deblur = ["-m", "rddm_core", "deblur", str(photo), "-o", str(photo.with_name("result.jpg"))]
+            results.append(run_command([sys.executable, *deblur]))
     ratios = [ours / bare for ours, bare in zip(results, imports, strict=True)]
     spreads = {"imports": imports, "result": results, "ratio": ratios}
     return {"code": IMPORTS, "size": "384x256"} | {name: speed.spread(values) for name, values in spreads.items()}
 
 
 def measure_large(args: argparse.Namespace) -> Any:
-    """Peak memory of the command line on a 45-megapixel JPEG at full working size, beside that on a tiny picture."""
-    budget = ["--memory", "2GB"]
+    """Peak memory of the command line on a 45-megapixel JPEG at full working size."""
+    options = ["--working-size", "full", "--memory", "2GB"]
     with tempfile.TemporaryDirectory() as folder:
-        tiny, large = Path(folder) / "tiny.jpg", Path(folder) / "large.jpg"
-        save_photograph(tiny, 64, 64)
-        # Not in this process, which must stay small: see `run_command`.
-        height, width = SIZES["45"]
-        in_fresh_process(save_photograph, path=str(large), height=height, width=width)
-        before = _deblur_command(tiny, *budget)
-        cost = _deblur_command(large, "--working-size", "full", *budget)
-    return {
-        "options": " ".join(["--working-size full", *budget]),
-        "seconds": cost.seconds,
-        "peak_mb": cost.megabytes,
-        "loaded_mb": before.megabytes,
-        "above_mb": cost.megabytes - before.megabytes,
-    }
+        photo = Path(folder) / "large.jpg"
+        save_photograph(photo, *SIZES["45"])
+        command = ["deblur", str(photo), "-o", str(photo.with_name("result.jpg")), *options]
+        return {"options": " ".join(options)} | in_fresh_process(contenders.measure_command, arguments=command)
 
 
 def measure_tiles(args: argparse.Namespace) -> Any:
@@ -164,23 +153,31 @@ def measure_tiles(args: argparse.Namespace) -> Any:
 
 
 def measure_options(args: argparse.Namespace) -> Any:
-    """Every variant of `analysis.VARIANTS` three times in turns; what is compiled, with a cold and a warm cache."""
-    shared = {"size": SIZES[TARGET_SIZE], "threads": THREADS, "repeats": 3}
+    """Every variant of `analysis.VARIANTS` in two rounds, in turns."""
     runs: dict[str, list[Any]] = {name: [] for name in analysis.VARIANTS}
-    with tempfile.TemporaryDirectory() as cache:
-        for turn in range(3):
-            for name in runs:
-                environment = {"TORCHINDUCTOR_CACHE_DIR": cache} if name == "compiled" else {}
-                environment |= {"THP_MEM_ALLOC_ENABLE": "1"} if name == "huge pages" else {}
-                if name == "bf16" and turn > 0:
-                    continue  # where it is emulated it takes minutes
-                try:
-                    found = in_fresh_process(analysis.measure_variant, environment=environment, variant=name, **shared)
-                except MeasurementError as error:
-                    found = {"error": str(error)}
-                runs[name].append(found)
-                _say(f"  {name}: {found}")
+    for _ in range(2):
+        for name in runs:
+            runs[name].append(_measure_variant(name, {"THP_MEM_ALLOC_ENABLE": "1"} if name == "huge pages" else {}))
     return runs
+
+
+def measure_compile(args: argparse.Namespace) -> Any:
+    """The networks through torch.compile, in a process with a cold cache and in one with a warm cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        return {
+            f"compiled, {state} cache": [_measure_variant(analysis.COMPILED, {"TORCHINDUCTOR_CACHE_DIR": cache})]
+            for state in ("cold", "warm")
+        }
+
+
+def _measure_variant(name: str, environment: dict[str, str]) -> Any:
+    task = {"variant": name, "size": SIZES[TARGET_SIZE], "threads": THREADS, "repeats": 3}
+    try:
+        found = in_fresh_process(analysis.measure_variant, environment=environment, **task)
+    except MeasurementError as error:
+        found = {"error": str(error)}
+    _say(f"  {name}: {found}")
+    return found
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
@@ -192,7 +189,10 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "large": measure_large,
     "tiles": measure_tiles,
     "options": measure_options,
+    "compile": measure_compile,
 }
+USUAL = [name for name in PARTS if name != "compile"]
+"""Compiling takes minutes, and needs a C++ compiler: only where asked for."""
 
 
 def quick() -> dict[str, float]:
@@ -211,11 +211,6 @@ def quick() -> dict[str, float]:
         "memory_ratio": round(row["memory_ratio"]["median"], 4),
         "peak_gb": round(large["megabytes"] * MB / 1e9, 3),
     }
-
-
-def _deblur_command(photo: Path, *options: str) -> CommandCost:
-    result = photo.with_name(f"{photo.stem}.result.jpg")
-    return run_command([sys.executable, "-m", "rddm_core", "deblur", str(photo), "-o", str(result), *options])
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,38 +24,39 @@ from .contenders import LONG, stage_works
 from .pictures import photograph
 from .process import timed
 
-VARIANTS = ("as shipped", "channels_last", "contiguous", "bf16", "huge pages", "compiled")
-"""Other ways to run the same weights: memory formats, precision, torch's THP_MEM_ALLOC_ENABLE, torch.compile."""
+VARIANTS = ("as shipped", "channels_last", "contiguous", "huge pages")
+"""Ways to run the same weights: memory formats, and with THP_MEM_ALLOC_ENABLE in the environment."""
+COMPILED = "compiled"
 
 
 # ---------------------------------------------------------------- profile
 
 
 def profile_stages(size: tuple[int, int], threads: int, rows: int) -> dict[str, Any]:
-    """Per stage, on the whole photograph: milliseconds by torch.profiler, and the operators that take most of the time
-    and allocate most of the memory.
+    """Per stage, on the whole photograph: milliseconds by torch.profiler, the operators that take most of the time, and
+    those whose results take most of the memory, all calls together.
     """
     torch.set_num_threads(threads)
     found = {}
     with torch.inference_mode():
         for stage, work in stage_works(load_checkpoint(default_checkpoint_path()), size).items():
             work()
-            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                work()
+            with CostCounter() as counter:
                 work()
             operators = profiler.key_averages()
             total = sum(o.self_cpu_time_total for o in operators)
             by_time = sorted(operators, key=lambda o: -o.self_cpu_time_total)[:rows]
-            by_memory = sorted(operators, key=lambda o: -o.self_cpu_memory_usage)[:rows]
+            allocated = Counter[str]()
+            for cost in counter.costs:
+                allocated[cost.operator] += round(cost.allocated)
             found[stage] = {
                 "milliseconds": total / 1e3,
                 "time": [
                     {"operator": o.key, "calls": o.count, "share": o.self_cpu_time_total / total} for o in by_time
                 ],
-                "memory": [
-                    {"operator": o.key, "calls": o.count, "megabytes": o.self_cpu_memory_usage / 1e6}
-                    for o in by_memory
-                    if o.self_cpu_memory_usage > 0
-                ],
+                "memory": [{"operator": name, "megabytes": size / 1e6} for name, size in allocated.most_common(rows)],
             }
     return found
 
@@ -62,12 +64,17 @@ def profile_stages(size: tuple[int, int], threads: int, rows: int) -> dict[str, 
 # ---------------------------------------------------------------- floor
 
 
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of one operator call, and the bytes of its inputs and outputs."""
+    """Floating-point operations of one operator call, the bytes of its inputs and outputs, and those it allocates."""
 
     flops: float
     bytes: float
+    allocated: float = 0
+    operator: str = ""
 
 
 class CostCounter(TorchDispatchMode):
@@ -83,15 +90,17 @@ class CostCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._overloadpacket not in flop_registry:
-            with self:  # in inference mode, composite operators arrive here in one piece
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+        # In inference mode composite operators arrive here in one piece: count their parts. Not by func.decompose(),
+        # which prefers decompositions for compilers to the kernel that really runs.
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+            with self:
+                return func._op_dk(COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         if not _moves_nothing(func):
             moved = sum(_bytes(x) for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor))
-            self.costs.append(Cost(_flops(func, args, kwargs, out), moved))
+            in_place = any(r.alias_info is not None for r in func._schema.returns)
+            allocated = 0 if in_place else sum(_bytes(x) for x in tree_leaves(out) if isinstance(x, Tensor))
+            self.costs.append(Cost(_flops(func, args, kwargs, out), moved, allocated, func._overloadpacket.__name__))
         return out
 
 
@@ -181,10 +190,10 @@ def measure_variant(variant: str, size: tuple[int, int], threads: int, repeats: 
         return deblur(model, picture, settings=settings).image
 
     expected = run(load_checkpoint(default_checkpoint_path()))
-    model = load_checkpoint(default_checkpoint_path(), dtype=torch.bfloat16 if variant == "bf16" else torch.float32)
+    model = load_checkpoint(default_checkpoint_path())
     if variant in ("channels_last", "contiguous"):
         use_memory_format(model, torch.channels_last if variant == "channels_last" else torch.contiguous_format)
-    elif variant == "compiled":
+    elif variant == COMPILED:
         compile_networks(model)
     first, seconds = timed(lambda: run(model)), [timed(lambda: run(model))]
     while len(seconds) < repeats and seconds[0] < LONG:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rddm_core import pipeline
+from rddm_core import checkpoint, cli, pipeline
 from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint
 from rddm_core.classical import deconvolve, edge_defocus_map, unsharp_mask
 from rddm_core.networks.model import RDDM
 from rddm_core.pipeline import DeblurSettings, deblur
 
 from .pictures import photograph
-from .process import PeakMemory, timed
+from .process import MB, PeakMemory, timed
 
 PIPELINE, NAFNET, RESTORMER = "RDDM", "NAFNet-w32", "Restormer"
 UNSHARP, WIENER, RICHARDSON_LUCY = "unsharp mask", "edge map and Wiener", "edge map and Richardson-Lucy"
@@ -84,6 +84,27 @@ def restormer() -> nn.Module:
     from spandrel_extra_arches.architectures.Restormer.__arch.restormer_arch import Restormer
 
     return Restormer()
+
+
+def measure_command(arguments: list[str]) -> dict[str, float]:
+    """The command line with these arguments, in this process: seconds, MB once the network is loaded, and MB above that
+    at the peak. Raises SystemExit if it fails.
+    """
+    loaded: list[PeakMemory] = []
+    load = checkpoint.load_checkpoint
+
+    def load_and_note(*args: Any, **kwargs: Any) -> RDDM:
+        model = load(*args, **kwargs)
+        loaded.append(PeakMemory())
+        loaded[0].restart()
+        return model
+
+    checkpoint.load_checkpoint = load_and_note
+    started = time.perf_counter()
+    if code := cli.main(arguments):
+        raise SystemExit(code)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "loaded_mb": loaded[0].before / MB, "above_mb": loaded[0].above()}
 
 
 class StageClock:

@@ -19,6 +19,7 @@ EXAMPLE = ROOT / "examples" / "sign.blur.jpg"
 
 SIZES: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
+        "0.1": (256, 384),
         "0.25": (384, 640),
         "0.6": (640, 960),
         "1": (832, 1216),

@@ -9,10 +9,8 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +44,15 @@ def in_fresh_process(
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-@dataclass(frozen=True)
-class CommandCost:
-    """Wall time in seconds and the largest resident size in MB (1e6 bytes) of a finished command."""
-
-    seconds: float
-    megabytes: float
-
-
-def run_command(command: Sequence[str]) -> CommandCost:
-    """Run a command from the project's root. Raises MeasurementError if it fails.
-
-    Its peak is ru_maxrss, which would start at this process's own size: call it from a small process.
-    """
-    with tempfile.TemporaryFile() as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
-        if process.returncode:
-            log.seek(0)
-            lines = log.read().decode(errors="replace").strip().splitlines() or ["no message"]
-            raise MeasurementError(f"{' '.join(command)} ended with {process.returncode}: {lines[-1]}")
-    return CommandCost(seconds, usage.ru_maxrss * 1024 / MB)
+def run_command(command: Sequence[str]) -> float:
+    """Seconds of a command run from the project's root. Raises MeasurementError if it fails."""
+    started = time.perf_counter()
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or ["no message"]
+        raise MeasurementError(f"{' '.join(command)} ended with {answer.returncode}: {lines[-1]}")
+    return seconds
 
 
 class PeakMemory:

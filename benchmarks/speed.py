@@ -5,16 +5,16 @@ that slows down slows all of them; a ratio is taken within its round and then su
 
 Not every combination at every size. Size, precision, threads and steps act almost independently here, so that each is
 varied alone around one point, fp32 with two threads at the default steps: sizes from 0.25 to 45 megapixels there; steps
-1 to 4 and one thread at 0.6 (640x960, where the targets lie); bf16 at 0.25, since a processor without such arithmetic
-takes minutes for more. NAFNet stops at 1 megapixel (memory: 1.5 KB per pixel), the deconvolutions at 4 and 0.25,
-Restormer at 0.25: they would take the time of all the rest.
+1 to 4 and one thread at 0.6 (640x960, where the targets lie); bf16 at 0.1, since a processor without such arithmetic
+takes minutes for more. Restormer is measured at 0.1, NAFNet up to 1 megapixel (1.5 KB of memory per pixel), the Wiener
+filter at 0.25 and 1, Richardson-Lucy at 0.25: larger ones would take the time of all the rest.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .contenders import NAFNET, PIPELINE, RESTORMER, RICHARDSON_LUCY, UNSHARP, WIENER
@@ -47,28 +47,23 @@ class Case:
 
 def cases(megapixels: str, default_steps: int) -> list[Case]:
     """The cases of one size, NAFNet before what is compared with it."""
-    network = Case(PIPELINE, megapixels, default_steps)
-    nafnet = Case(NAFNET, megapixels)
+    nafnet, network = Case(NAFNET, megapixels), Case(PIPELINE, megapixels, default_steps)
+    unsharp, wiener, lucy = (Case(name, megapixels) for name in (UNSHARP, WIENER, RICHARDSON_LUCY))
+    if megapixels == "0.1":
+        return [nafnet, network, replace(nafnet, dtype="bf16"), replace(network, dtype="bf16"), Case(RESTORMER, "0.1")]
     if megapixels == "0.25":
-        half = [Case(NAFNET, megapixels, dtype="bf16"), Case(PIPELINE, megapixels, default_steps, dtype="bf16")]
-        classical = [Case(c, megapixels) for c in (UNSHARP, WIENER, RICHARDSON_LUCY)]
-        return [nafnet, network, *half, *classical, Case(RESTORMER, megapixels)]
+        return [nafnet, network, unsharp, wiener, lucy]
     if megapixels == "0.6":
         steps = [Case(PIPELINE, megapixels, n) for n in sorted({1, 2, 3, 4, default_steps})]
-        alone = [Case(NAFNET, megapixels, threads=1), Case(PIPELINE, megapixels, default_steps, threads=1)]
-        return [nafnet, *steps, *alone, Case(UNSHARP, megapixels), Case(WIENER, megapixels)]
-    if megapixels == "1":
-        return [nafnet, network, Case(UNSHARP, megapixels), Case(WIENER, megapixels)]
-    if megapixels == "4":
-        return [network, Case(UNSHARP, megapixels), Case(WIENER, megapixels)]
-    return [network, Case(UNSHARP, megapixels)]
+        return [nafnet, *steps, replace(nafnet, threads=1), replace(network, threads=1), unsharp]
+    return [nafnet, network, unsharp, wiener] if megapixels == "1" else [network, unsharp]
 
 
 def rounds(case: Case) -> int:
-    """How often a case is measured: once in bf16 and twice where a run takes long, else three times."""
-    if case.dtype == "bf16":
+    """How often a case is measured: once where a run takes very long, twice where it takes long, else three times."""
+    if case.dtype == "bf16" or case.contender == RESTORMER:
         return 1
-    return 2 if case.contender in (RESTORMER, RICHARDSON_LUCY) or float(case.megapixels) > 1 else 3
+    return 2 if case.threads == 1 or case.contender == RICHARDSON_LUCY or float(case.megapixels) > 1 else 3
 
 
 def take_turns(counts: Mapping[Case, int], run: Callable[[Case], Run]) -> dict[Case, list[Run]]:
