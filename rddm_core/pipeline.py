@@ -240,15 +240,15 @@ def _residual_bands(
     guess: Tensor,
     defocus_map: Tensor,
     *,
+    seed: int,
+    samples: int,
+    steps: int,
+    eta: float,
+    tile: int | None,
+    callbacks: Callbacks,
     guidance: Sequence[Tensor] | None = None,
-    seed: int = 0,
-    samples: int = 1,
-    steps: int = 0,
-    eta: float = 0.0,
     schedule: Schedule = "uniform",
     noise: Tensor | None = None,
-    tile: int | None = None,
-    callbacks: Callbacks = Callbacks(),
 ) -> Iterator[tuple[slice, Tensor]]:
     """The work of `sample_residual` for one picture: yields rows and their residual [N, 3, h, W], from top to bottom.
 
