@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     # A shell has its background jobs, and what they start, ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of every `finally`: children end too
     options = Options(args.times, args.images, args.seed)
     checks = [(check, part) for part in args.parts or PARTS for check in PARTS[part]]
     outcomes = {check.__name__: run_check(check, options, part) for check, part in checks}

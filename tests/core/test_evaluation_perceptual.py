@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from rddm_core.cli import main
 from rddm_core.evaluation.evaluate import Pair
-from rddm_core.evaluation.perceptual import PATCH, MissingWeightsError, PatchFID, lpips_metric, patches
+from rddm_core.evaluation.perceptual import (
+    LPIPS_FILE,
+    PATCH,
+    MissingWeightsError,
+    PatchFID,
+    lpips_metric,
+    patches,
+)
 from rddm_core.images import save_image
 
 pytest.importorskip("torchmetrics")
@@ -38,6 +45,28 @@ def test_the_command_says_so_too(
         save_image(tmp_path / "data" / kind / "0.png", torch.rand(3, 40, 48))
     assert main(["evaluate", str(tmp_path / "data"), "--model", str(tiny_checkpoint), option]) == 1
     assert "fetch https://" in capsys.readouterr().err
+
+
+class MeanDifference(nn.Module):
+    """Stands in for LPIPS's network: the mean difference of pictures [1, 3, H, W] in 0..1."""
+
+    def __init__(self, net_type: str, normalize: bool) -> None:
+        super().__init__()
+        assert net_type == "alex" and normalize, "0..1 is asked for, not -1..1"
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        assert a.shape == b.shape == (1, 3, 4, 6) and not self.training
+        return (a - b).abs().mean()
+
+
+def test_lpips_sees_both_pictures_as_they_are_saved(no_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", MeanDifference)
+    no_weights.mkdir(parents=True)
+    (no_weights / LPIPS_FILE).touch()
+    metric = lpips_metric()
+    assert metric.name == "lpips" and not metric.higher_is_better
+    assert metric.function(torch.full((3, 4, 6), 0.7), torch.full((3, 4, 6), 0.2)) == pytest.approx(0.5, abs=1 / 255)
+    assert metric.function(torch.full((3, 4, 6), 1.4), torch.ones(3, 4, 6)) == 0.0
 
 
 def test_patches_lie_on_a_grid() -> None:

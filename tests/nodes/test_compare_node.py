@@ -1,0 +1,22 @@
+"""RDDM Compare without a browser: what it hands to the slider, and which batches go together."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (3, 3), (1, 3), (3, 1)])
+def test_both_sides_reach_the_slider(pack: SimpleNamespace, before: int, after: int) -> None:
+    small, large = torch.rand(before, 8, 9, 3), torch.rand(after, 16, 18, 4)
+    shown: dict[str, Any] = pack.nodes["RDDMCompare"].execute(before=small, after=large).ui
+    assert {side: len(files) for side, files in shown.items()} == {"rddm_before": before, "rddm_after": after}
+    assert "images" not in shown, "the host would show them once more"
+
+
+def test_batches_of_different_length_do_not_go_together(pack: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="before has 2 pictures, but after has 3: connect the same number"):
+        pack.nodes["RDDMCompare"].execute(before=torch.rand(2, 8, 9, 3), after=torch.rand(3, 8, 9, 3))
