@@ -122,8 +122,9 @@ def test_a_killed_worker_loses_no_picture(
     assert results(out) == results(tmp_path / "one") and len(results(out)) == 12
 
 
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_driver_takes_its_workers_along_and_a_restart_goes_on(
-    deblur: Callable[..., tuple[int, str, str]], tmp_path: Path, tiny_checkpoint: Path
+    deblur: Callable[..., tuple[int, str, str]], tmp_path: Path, tiny_checkpoint: Path, sent: signal.Signals
 ) -> None:
     pytest.importorskip("ray.data", reason="Ray is not installed (extra `scale`)")
     names = [f"{i:02}.png" for i in range(60)]
@@ -140,11 +141,14 @@ def test_a_killed_driver_takes_its_workers_along_and_a_restart_goes_on(
     try:
         wait_for(lambda: driver.poll() is not None or ((out / "manifest.jsonl").exists() and lines(out)))
         workers = [pid for pid in descendants(driver.pid) if "Deblurrer" in command_line(pid)]
-        driver.kill()
+        driver.send_signal(sent)
         _, error = driver.communicate(timeout=SECONDS)
     finally:
         driver.kill()
-    assert driver.returncode == -signal.SIGKILL, error
+    # Once Ray's local node is going down, a thread of Ray may end the driver, with 1, before it is through.
+    assert driver.returncode in ((143, 1) if sent == signal.SIGTERM else (-sent,)), error
+    if driver.returncode == 143:
+        assert not [name for name in os.listdir(out) if name.endswith(".partial")] and "interrupted" in error
     assert len(workers) == 1
     wait_for(lambda: not command_line(workers[0]))
     done = len(lines(out))
