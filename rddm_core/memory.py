@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from .config import RDDMConfig
+from .networks.deconvolution import CONTEXT, RAMP
 
 AUTO_TILE = 1408
 """tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles.
 The largest size at which every tensor of `lite` stays below 32 MiB; larger ones glibc maps and clears anew."""
 MIN_TILE = 128
 """A budget that does not even hold tiles of this many pixels is refused."""
+GUIDANCE_WINDOW = 1408
+"""Side in pixels of the windows in which the guidance of larger pictures is computed, or less for smaller tiles."""
+GUIDANCE_CONTEXT = 192
+"""What the backbone sees of the picture around such a window, in pixels."""
 STRIP_BYTES = 25e6
 """What is alive within a strip of a block (networks/blocks.py)."""
 
@@ -20,7 +25,7 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
 
     Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 60 more in small
     pictures, whose blocks are no larger than a strip; 2000 in that of `paper`, which has 32 channels at full resolution
-    and deformable convolutions there; 126 around a bank of six deconvolutions; 232 in the guidance backbone, if it sees
+    and deformable convolutions there; 86 around a bank of six deconvolutions and 39 of the padded picture; 232 in the guidance backbone, if it sees
     the whole picture. Per pixel of its working size the estimator takes 352 (lite) or 640 (paper). Rounded up by 5 to
     25 %. Half precision needs less, but not half: deformable layers work in fp32.
     """
@@ -30,10 +35,11 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
         sampling = 70 * channels * pixels
     else:
         sampling = 46 * channels * pixels + min(16 * channels * pixels, STRIP_BYTES)
-    bank = 110 + 4 * len(denoiser.deconvolution_radii)
-    guidance = 320 / config.guidance.reduction**2
+    padded = (height + 2 * CONTEXT + RAMP) * (width + 2 * CONTEXT + RAMP)
+    bank = (66 + 4 * len(denoiser.deconvolution_radii)) * pixels + 44 * padded
+    guidance = _backbone_bytes(config, height, width)
     estimator = 3.2 * config.estimator.decoder_width * min(pixels, config.estimator.working_size**2)
-    return round(max(sampling, bank * pixels, guidance * pixels, estimator))
+    return round(max(sampling, bank, guidance, estimator))
 
 
 def held_bytes(height: int, width: int, samples: int = 1) -> int:
@@ -83,6 +89,17 @@ def guidance_bytes(config: RDDMConfig, height: int, width: int) -> int:
     return round(per_pixel * height * width / config.guidance.reduction**2)
 
 
+def guidance_window(tile: int | None) -> int:
+    """Side of the windows of guidance for tiles of that side (None: no tiles): the tiles' twice, up to GUIDANCE_WINDOW."""
+    return GUIDANCE_WINDOW if tile is None else min(2 * tile, GUIDANCE_WINDOW)
+
+
+def _backbone_bytes(config: RDDMConfig, height: int, width: int) -> float:
+    return 320 / config.guidance.reduction**2 * height * width
+
+
 def _tile_bytes(config: RDDMConfig, side: int, width: int, samples: int) -> int:
     """Of the networks, and of the rows of residual that a row of tiles shares."""
-    return network_bytes(config, side, side) + 12 * samples * width * side
+    window = guidance_window(side) + 2 * GUIDANCE_CONTEXT
+    networks = max(network_bytes(config, side, side), _backbone_bytes(config, window, window))
+    return round(networks) + 12 * samples * width * side

@@ -26,15 +26,12 @@ from torch.nn import functional as F
 
 from .callbacks import Callbacks
 from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
-from .memory import held_bytes, tile_size
+from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
+from .networks.deconvolution import CONTEXT
 from .networks.model import RDDM
 from .optics import radius_from_map
 from .tiling import Tile, add_tile, cut, cut_features, join_features, noise_tile, plan_tiles, plan_windows
 
-GUIDANCE_WINDOW = 1408
-"""Side in pixels of the windows in which the guidance of larger pictures is computed, or less for smaller tiles."""
-GUIDANCE_CONTEXT = 192
-"""What the backbone sees of the picture around such a window, in pixels."""
 MAX_TRAINED_RADIUS = 10.0
 """Largest radius of the circle of confusion, in pixels, that the weights were trained to remove."""
 MIN_AUTO_SIZE = 1024
@@ -157,8 +154,7 @@ def encode_guidance(
     """
     _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
     height, width = pre_deblurred.shape[-2:]
-    core = min(GUIDANCE_WINDOW, tile or GUIDANCE_WINDOW)
-    windows = plan_windows(height, width, core, GUIDANCE_CONTEXT, model.stride)
+    windows = plan_windows(height, width, guidance_window(tile), GUIDANCE_CONTEXT, model.stride)
     items = []
     for b in range(len(pre_deblurred)):
         parts = []
@@ -265,17 +261,19 @@ def _residual_bands(
     done, total = 0, len(tiles) * samples * len(timesteps)
     tile_rows = [list(row) for _, row in groupby(tiles, key=lambda area: area.rows)]
     # A row of tiles is final down to where the next one starts to read.
-    ends = [row[0].rows.start for row in tile_rows[1:]] + [height]
+    ends = [row[0].rows.start - CONTEXT for row in tile_rows[1:]] + [height]
     top, unfinished = 0, guess.new_zeros(samples, 3, 0, width)
     for row, end in zip(tile_rows, ends, strict=True):
         band = guess.new_zeros(samples, 3, row[0].rows.last - top, width)
         band[:, :, : unfinished.shape[2]] = unfinished
         for area in row:
             # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile, never per step.
-            tile_guess, tile_map = (cut(x, area).to(_device(model)) for x in (guess, defocus_map))
+            surroundings = cut(guess, area, CONTEXT).to(_device(model))
+            tile_guess = surroundings[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
+            tile_map = cut(defocus_map, area).to(_device(model))
             semantic = tuple(cut_features(x, area, tiles[-1].rows.stop, tiles[-1].columns.stop) for x in guidance)
             callbacks.check()
-            condition = model.denoiser.encode_condition(tile_guess, tile_map)
+            condition = model.denoiser.encode_condition(tile_guess, tile_map, surroundings)
             for n in range(samples):
                 noise_at = partial(noise_tile, area, model.stride, seed, n)
                 x = noise_at(0)  # line 3: x_T

@@ -149,12 +149,19 @@ def plan_windows(height: int, width: int, core: int, context: int, stride: int) 
     return [Tile(rows, c) for rows in axis(height) for c in columns]
 
 
-def cut(image: Tensor, tile: Tile) -> Tensor:
-    """The tile of [B, C, H, W]; beyond the right and the bottom border, the border is replicated."""
-    part = image[tile.outer]
-    below = tile.rows.stop - tile.rows.start - part.shape[-2]
-    right = tile.columns.stop - tile.columns.start - part.shape[-1]
-    return F.pad(part, (0, right, 0, below), mode="replicate") if below or right else part
+def cut(image: Tensor, tile: Tile, context: int = 0) -> Tensor:
+    """The tile of [B, C, H, W], with `context` pixels more on every side; beyond the image, its border is replicated."""
+    (above, rows, below), (left, columns, right) = (
+        _clip(span.start - context, span.stop + context, length)
+        for span, length in zip((tile.rows, tile.columns), image.shape[-2:], strict=True)
+    )
+    part, margins = image[..., rows, columns], (left, right, above, below)
+    return F.pad(part, margins, mode="replicate") if any(margins) else part
+
+
+def _clip(start: int, stop: int, length: int) -> tuple[int, slice, int]:
+    """How much of `start:stop` lies before, the part within, and how much lies behind `length` pixels."""
+    return max(0, -start), slice(max(0, start), min(stop, length)), max(0, stop - length)
 
 
 def cut_features(features: Tensor, tile: Tile, height: int, width: int) -> Tensor:

@@ -6,13 +6,22 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..optics import Aperture, aperture_kernel, fft_size, transfer_function
 
-MARGIN = 48
-"""Pixels added for the FFT, which takes its input as periodic; over them one border turns into the opposite one."""
+CONTEXT = 32
+"""Pixels that the bank sees around a picture: behind them, what the filters make of the border has died away."""
+RAMP = 8
+"""Least number of pixels that are added for the FFT, which takes its input as periodic; over them one border turns into
+the opposite one."""
 NOISE_TO_SIGNAL = 0.05
 """Regularisation K of the Wiener filter H* / (|H|^2 + K)."""
+
+
+def surrounded(image: Tensor) -> Tensor:
+    """A picture [B, C, H, W] with CONTEXT pixels more on every side, its border replicated."""
+    return F.pad(image, (CONTEXT,) * 4, mode="replicate")
 
 
 def wiener_bank(image: Tensor, radii: tuple[float, ...]) -> Tensor:
@@ -21,19 +30,20 @@ def wiener_bank(image: Tensor, radii: tuple[float, ...]) -> Tensor:
     A convolutional network has to learn inverse filters tap by tap; here it only has to choose, pixel by pixel, the
     one whose result rings least.
 
-    image [B, 3, H, W], about 0..1, radii in pixels -> [B, len(radii), H, W] fp32, limited to -1..1. The response of a
-    filter dies away within a few radii, so a tile and the whole picture agree away from the tile's border.
+    image [B, 3, H + 2 CONTEXT, W + 2 CONTEXT], about 0..1 (`surrounded`, or cut from a larger picture), radii in pixels
+    -> [B, len(radii), H, W] fp32, limited to -1..1.
     """
     with torch.autocast(image.device.type, enabled=False):
         luma = image.float().mean(dim=1, keepdim=True)
         height, width = luma.shape[-2:]
-        padded = _periodic(_periodic(luma, fft_size(width + MARGIN)).mT, fft_size(height + MARGIN)).mT
+        padded = _periodic(_periodic(luma, fft_size(width + RAMP)).mT, fft_size(height + RAMP)).mT
         size = (padded.shape[-2], padded.shape[-1])
         spectrum = torch.fft.rfft2(padded)
-        bank = luma.new_empty(len(luma), len(radii), height, width)
+        inner = 0, slice(CONTEXT, height - CONTEXT), slice(CONTEXT, width - CONTEXT)
+        bank = luma.new_empty(len(luma), len(radii), height - 2 * CONTEXT, width - 2 * CONTEXT)
         for i, radius in enumerate(radii):  # one after the other: complex planes are large
             change = torch.fft.irfft2(spectrum * _inverse_filter(radius, size).to(luma.device), s=size)
-            bank[:, i] = change[:, 0, :height, :width].clamp(-1, 1)
+            bank[:, i] = change[(slice(None), *inner)].clamp(-1, 1)
         return bank
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..config import DenoiserConfig
 from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, unshuffled
-from .deconvolution import wiener_bank
+from .deconvolution import surrounded, wiener_bank
 from .guidance import features_for_level
 
 Condition = tuple[Tensor, ...]
@@ -89,11 +89,14 @@ class DenoisingNetwork(nn.Module):
             self.state_downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs[:-1])
             self.state_gates = nn.ModuleList(ops.Linear(time_width, width) for width in config.widths)
 
-    def encode_condition(self, pre_deblurred: Tensor, defocus_map: Tensor) -> Condition:
+    def encode_condition(
+        self, pre_deblurred: Tensor, defocus_map: Tensor, surroundings: Tensor | None = None
+    ) -> Condition:
         """What does not depend on t, computed once per image.
 
-        pre_deblurred [B, 3, H, W], defocus_map [B, 1, H, W], H and W multiples of `stride`. Returns a tuple that
-        `forward` takes as `condition`.
+        pre_deblurred [B, 3, H, W], defocus_map [B, 1, H, W], H and W multiples of `stride`. `surroundings` is
+        pre_deblurred with `deconvolution.CONTEXT` pixels more on every side, for a tile of a larger picture; None
+        replicates the border. Returns a tuple that `forward` takes as `condition`.
         """
         x = torch.cat((pre_deblurred, defocus_map), dim=1).to(next(self.parameters()).dtype)
         x = unshuffled(x, self.config.unshuffle)
@@ -101,7 +104,8 @@ class DenoisingNetwork(nn.Module):
             return (x,)
         x = self.intro(x)
         if radii := self.config.deconvolution_radii:
-            x = x + conv_unshuffled(self.deconvolution_intro, wiener_bank(pre_deblurred, radii).to(x.dtype))
+            bank = wiener_bank(surrounded(pre_deblurred) if surroundings is None else surroundings, radii)
+            x = x + conv_unshuffled(self.deconvolution_intro, bank.to(x.dtype))
         return self._encode(x)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: tuple[Tensor, ...]) -> Tensor:

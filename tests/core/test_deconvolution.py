@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from rddm_core.config import DenoiserConfig
-from rddm_core.networks.deconvolution import wiener_bank
+from rddm_core.networks.deconvolution import CONTEXT, surrounded, wiener_bank
 from rddm_core.networks.denoiser import DenoisingNetwork
 from rddm_core.optics import Aperture, aperture_kernel
 
@@ -29,28 +29,39 @@ def test_the_matching_radius_restores_best(true_index):
     sharp = texture()
     blurred = blur(sharp, RADII[true_index])
     wanted = (sharp - blurred).mean(1)[:, 16:-16, 16:-16]
-    changes = wiener_bank(blurred, RADII)[:, :, 16:-16, 16:-16]
+    changes = wiener_bank(surrounded(blurred), RADII)[:, :, 16:-16, 16:-16]
     errors = [float((changes[:, i] - wanted).square().mean()) for i in range(len(RADII))]
     assert min(errors) == errors[true_index] < 0.7 * float(wanted.square().mean())
 
 
 def test_a_flat_picture_stays_flat():
-    assert wiener_bank(torch.full((1, 3, 50, 31), 0.7), RADII).abs().max() < 1e-5
+    assert wiener_bank(surrounded(torch.full((1, 3, 50, 31), 0.7)), RADII).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 65)])
 def test_any_size_and_every_item_by_itself(size):
     batch = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    bank = wiener_bank(batch, RADII)
+    bank = wiener_bank(surrounded(batch), RADII)
     assert bank.shape == (2, len(RADII), *size) and torch.isfinite(bank).all()
-    torch.testing.assert_close(bank[1:], wiener_bank(batch[1:], RADII), atol=1e-6, rtol=0)
+    torch.testing.assert_close(bank[1:], wiener_bank(surrounded(batch[1:]), RADII), atol=1e-6, rtol=0)
 
 
-def test_a_tile_agrees_with_the_whole_away_from_its_border():
+def test_a_tile_agrees_with_the_whole():
     whole = texture(256, 256)
-    inside = wiener_bank(whole, RADII)[..., 96:160, 96:160]
-    tile = wiener_bank(whole[..., 32:224, 32:224], RADII)[..., 64:128, 64:128]
-    assert (inside - tile).abs().max() < 0.01
+    inside = wiener_bank(surrounded(whole), RADII)[..., 64:192, 64:192]
+    tile = wiener_bank(whole[..., 64 - CONTEXT : 192 + CONTEXT, 64 - CONTEXT : 192 + CONTEXT], RADII)
+    assert (inside - tile).abs().max() < 0.01 < inside.abs().max()
+    alone = wiener_bank(surrounded(whole[..., 64:192, 64:192]), RADII)
+    assert (alone - inside).abs().max() > 0.05, "without its surroundings it does not"
+
+
+def test_opposite_borders_do_not_touch():
+    """The FFT takes a picture as periodic; what stands at the left must not show at the right."""
+    picture = texture(64, 256)
+    changed = picture.clone()
+    changed[..., :8] = 1 - changed[..., :8]
+    apart = (wiener_bank(surrounded(changed), RADII) - wiener_bank(surrounded(picture), RADII)).abs()
+    assert apart[..., -128:].max() < 0.01 < apart[..., :8].max()
 
 
 def test_half_precision_and_autocast_keep_the_transform_in_fp32():

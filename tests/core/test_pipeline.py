@@ -67,7 +67,9 @@ class Oracle(nn.Module):
             self.anchor = nn.Parameter(torch.zeros(1))
             self.owner = [owner]
 
-        def encode_condition(self, pre_deblurred: Tensor, defocus_map: Tensor) -> tuple[Tensor, ...]:
+        def encode_condition(
+            self, pre_deblurred: Tensor, defocus_map: Tensor, surroundings: Tensor
+        ) -> tuple[Tensor, ...]:
             self.owner[0].conditions.append((pre_deblurred, defocus_map))
             return (pre_deblurred,)
 
@@ -335,7 +337,7 @@ def test_whole_guidance_is_cut_into_tiles(model: RDDM) -> None:
 def test_guidance_through_windows_agrees_with_the_whole(model: RDDM, monkeypatch: pytest.MonkeyPatch) -> None:
     guess = picture(2, 3, 600, 500)
     whole = encode_guidance(model, guess)
-    monkeypatch.setattr("rddm_core.pipeline.GUIDANCE_WINDOW", 128)
+    monkeypatch.setattr("rddm_core.memory.GUIDANCE_WINDOW", 128)
     differences = []
     for context in (0, 128, 256):
         monkeypatch.setattr("rddm_core.pipeline.GUIDANCE_CONTEXT", context)
