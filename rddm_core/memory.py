@@ -25,9 +25,10 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
 
     Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 60 more in small
     pictures, whose blocks are no larger than a strip; 2000 in that of `paper`, which has 32 channels at full resolution
-    and deformable convolutions there; 86 around a bank of six deconvolutions and 39 of the padded picture; 232 in the guidance backbone, if it sees
-    the whole picture. Per pixel of its working size the estimator takes 352 (lite) or 640 (paper). Rounded up by 5 to
-    25 %. Half precision needs less, but not half: deformable layers work in fp32.
+    and deformable convolutions there; 86 around a bank of six deconvolutions, and 39 per pixel of the picture padded
+    for it; 232 in the guidance backbone, if it sees the whole picture. Per pixel of its working size the estimator
+    takes 352 (lite) or 640 (paper). Rounded up by 5 to 25 %. Half precision needs less, but not half: deformable
+    layers work in fp32.
     """
     pixels, denoiser = height * width, config.denoiser
     channels = denoiser.widths[0] / denoiser.unshuffle**2
@@ -90,7 +91,7 @@ def guidance_bytes(config: RDDMConfig, height: int, width: int) -> int:
 
 
 def guidance_window(tile: int | None) -> int:
-    """Side of the windows of guidance for tiles of that side (None: no tiles): the tiles' twice, up to GUIDANCE_WINDOW."""
+    """Side of the windows of guidance: twice that of the tiles (None: no tiles), up to GUIDANCE_WINDOW."""
     return GUIDANCE_WINDOW if tile is None else min(2 * tile, GUIDANCE_WINDOW)
 
 

@@ -37,6 +37,11 @@ def radius_from_map(defocus_map: Tensor) -> Tensor:
     return -MAP_RADIUS * torch.log1p(-defocus_map.clamp(0, 0.999))
 
 
+def scale_map(defocus_map: Tensor, factor: float) -> Tensor:
+    """The map whose radii are `factor` times as large: that of the picture enlarged. 0 and 1 stay what they are."""
+    return defocus_map if factor == 1 else 1 - (1 - defocus_map) ** factor
+
+
 def srgb_to_linear(image: Tensor) -> Tensor:
     """sRGB transfer function to linear light (IEC 61966-2-1), values 0..1."""
     return torch.where(image <= 0.04045, image / 12.92, ((image.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)

@@ -29,7 +29,7 @@ from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
 from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
 from .networks.deconvolution import CONTEXT
 from .networks.model import RDDM
-from .optics import radius_from_map
+from .optics import radius_from_map, scale_map
 from .tiling import Tile, add_tile, cut, cut_features, join_features, noise_tile, plan_tiles, plan_windows
 
 MAX_TRAINED_RADIUS = 10.0
@@ -89,7 +89,7 @@ class DeblurResult:
 
     Attributes:
         image: [B * N, 3, H, W] in 0..1; sample n of item b stands at b * N + n.
-        defocus_map: [B, 1, H, W], the map that f was given.
+        defocus_map: [B, 1, H, W], the map that was used; its radii count pixels of the estimator's working size.
         pre_deblurred: I_p [B, 3, H, W], not clamped; at a reduced working size the picture plus p's enlarged
             change. None if the stages were not kept.
         residual: [B, N, 3, H, W] in image units. None if the stages were not kept.
@@ -124,18 +124,20 @@ def pre_deblur(
 ) -> Tensor:
     """p: image [B, 3, H, W] and defocus map [B or 1, 1, h, w] -> I_p [B, 3, H, W], not clamped.
 
-    The map is resized to the image. `tile`: longest side of a tile in pixels, rounded up to a multiple of
-    `model.stride`; None for the whole picture.
+    The map is resized to the image, and its radii grow with it (`_map_scale`). `tile`: longest side of a tile in
+    pixels, rounded up to a multiple of `model.stride`; None for the whole picture.
     """
     _check_picture(image, "image")
     image, defocus_map = image.float(), _fit_map(defocus_map, image, "defocus_map")
     tiles = plan_tiles(image.shape[-2], image.shape[-1], tile, model.stride)
+    scale = _map_scale(model, *image.shape[-2:])
     result = torch.zeros_like(image)
     done, total = 0, len(image) * len(tiles)
     for b in range(len(image)):
         for area in tiles:
             callbacks.check()
-            blurred, area_map = (cut(x[b : b + 1], area).to(_device(model)) for x in (image, defocus_map))
+            blurred = cut(image[b : b + 1], area).to(_device(model))
+            area_map = scale_map(cut(defocus_map[b : b + 1], area), scale).to(_device(model))
             add_tile(result[b : b + 1], model.pre_deblur(blurred, area_map), area)
             callbacks.report(done := done + 1, total)
     return result
@@ -185,7 +187,7 @@ def sample_residual(
 
     Args:
         pre_deblurred: I_p [B, 3, H, W].
-        defocus_map: [B or 1, 1, h, w] in 0..1, resized to I_p.
+        defocus_map: [B or 1, 1, h, w] in 0..1, resized to I_p; its radii grow with it, as in `pre_deblur`.
         guidance: from `encode_guidance` for the same I_p; None makes it here.
         seed: an int gives item b the seed `seed + b`; or one seed per item. Sample 0 is the same for every N.
         samples: N.
@@ -255,6 +257,7 @@ def _residual_bands(
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
     timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
+    scale = _map_scale(model, height, width)
     if guidance is None:
         guidance = encode_guidance(model, guess, tile=tile, callbacks=callbacks)
     preview = _Preview(callbacks.preview, guess) if callbacks.preview else None
@@ -270,7 +273,7 @@ def _residual_bands(
             # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile, never per step.
             surroundings = cut(guess, area, CONTEXT).to(_device(model))
             tile_guess = surroundings[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
-            tile_map = cut(defocus_map, area).to(_device(model))
+            tile_map = scale_map(cut(defocus_map, area), scale).to(_device(model))
             semantic = tuple(cut_features(x, area, tiles[-1].rows.stop, tiles[-1].columns.stop) for x in guidance)
             callbacks.check()
             condition = model.denoiser.encode_condition(tile_guess, tile_map, surroundings)
@@ -447,11 +450,20 @@ def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_
     """
     long_side = max(height, width)
     cells = F.adaptive_avg_pool2d(defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float(), 64)
-    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * max(long_side / estimator_size, 1.0)
+    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * max(1.0, long_side / estimator_size)
     if radius <= MAX_TRAINED_RADIUS:
         return None
     size = max(MIN_AUTO_SIZE, round(long_side * MAX_TRAINED_RADIUS / radius / 64) * 64)
     return size if size < 0.9 * long_side else None
+
+
+def _map_scale(model: RDDM, height: int, width: int) -> float:
+    """What the radii of a map are multiplied by for a picture of that size.
+
+    A map's radii count pixels of a picture reduced to the estimator's working size; p and f learned with those of the
+    picture that they see.
+    """
+    return max(1.0, max(height, width) / model.config.estimator.working_size)
 
 
 class _Preview:

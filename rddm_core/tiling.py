@@ -150,7 +150,7 @@ def plan_windows(height: int, width: int, core: int, context: int, stride: int) 
 
 
 def cut(image: Tensor, tile: Tile, context: int = 0) -> Tensor:
-    """The tile of [B, C, H, W], with `context` pixels more on every side; beyond the image, its border is replicated."""
+    """The tile of [B, C, H, W], with `context` pixels more on every side; the image's border is replicated."""
     (above, rows, below), (left, columns, right) = (
         _clip(span.start - context, span.stop + context, length)
         for span, length in zip((tile.rows, tile.columns), image.shape[-2:], strict=True)

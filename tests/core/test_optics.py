@@ -15,6 +15,7 @@ from rddm_core.optics import (
     map_from_radius,
     radius_from_map,
     render_defocus,
+    scale_map,
     srgb_to_linear,
 )
 
@@ -49,6 +50,13 @@ def test_map_and_radius_are_inverse_and_monotone():
     assert bool((map_from_radius(radius).diff() > 0).all())
     assert torch.equal(map_from_radius(-radius), map_from_radius(radius))
     assert float(map_from_radius(torch.tensor(0.0))) == 0
+
+
+def test_the_map_of_an_enlarged_picture_has_larger_radii():
+    radius = torch.linspace(0, 3, 31)
+    torch.testing.assert_close(scale_map(map_from_radius(radius), 2.5), map_from_radius(2.5 * radius))
+    ends = torch.tensor([0.0, 1.0])
+    assert torch.equal(scale_map(ends, 12.0), ends)
 
 
 def test_transfer_functions_are_inverse_and_standard():

@@ -15,7 +15,7 @@ from rddm_core.config import RDDMConfig, lite
 from rddm_core.diffusion import ddim_step, make_alpha_bars
 from rddm_core.networks.blocks import RDDBlock
 from rddm_core.networks.model import RDDM
-from rddm_core.optics import map_from_radius
+from rddm_core.optics import map_from_radius, scale_map
 from rddm_core.pipeline import (
     MAX_TRAINED_RADIUS,
     MIN_AUTO_SIZE,
@@ -87,6 +87,7 @@ class Oracle(nn.Module):
         self.conditions: list[tuple[Tensor, Tensor]] = []
         self.states: list[tuple[int, Tensor]] = []
         self.estimated: list[Tensor] = []
+        self.first_maps: list[Tensor] = []
         self.guided = 0
 
     def estimator(self, image: Tensor) -> Tensor:
@@ -96,6 +97,7 @@ class Oracle(nn.Module):
     def pre_deblur(self, image: Tensor, defocus_map: Tensor) -> Tensor:
         assert image.shape[-2] % self.stride == 0 and image.shape[-1] % self.stride == 0
         assert defocus_map.shape == (1, 1, *image.shape[-2:])
+        self.first_maps.append(defocus_map)
         return 0.5 * image + 0.2
 
     def guidance(self, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
@@ -356,6 +358,18 @@ def test_auto_tiles_large_pictures_only() -> None:
 
 
 # --- working size
+
+
+@pytest.mark.parametrize(("width", "working_size", "scale"), [(512, "full", 1), (1024, "full", 2), (2048, 1024, 2)])
+def test_p_and_f_are_given_radii_of_the_picture_that_they_see(width: int, working_size: Any, scale: float) -> None:
+    """A map counts pixels of the estimator's working size: 512."""
+    oracle, half = make_oracle(), torch.full((1, 1, 1, 1), 0.5)
+    settings = DeblurSettings(steps=1, working_size=working_size)
+    result = deblur(oracle, picture(1, 3, 64, width), settings=settings, defocus_map=half)
+    wanted = float(scale_map(torch.tensor(0.5), scale))
+    for seen in (oracle.first_maps[0], oracle.conditions[0][1]):
+        torch.testing.assert_close(seen, torch.full_like(seen, wanted))
+    assert float(result.defocus_map.min()) == 0.5 == float(result.defocus_map.max())
 
 
 def test_a_reduced_working_size_adds_the_enlarged_change() -> None:
