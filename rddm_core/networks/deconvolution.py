@@ -39,7 +39,7 @@ def wiener_bank(image: Tensor, radii: tuple[float, ...]) -> Tensor:
         padded = _periodic(_periodic(luma, fft_size(width + RAMP)).mT, fft_size(height + RAMP)).mT
         size = (padded.shape[-2], padded.shape[-1])
         spectrum = torch.fft.rfft2(padded)
-        inner = 0, slice(CONTEXT, height - CONTEXT), slice(CONTEXT, width - CONTEXT)
+        rows, columns = slice(CONTEXT, height - CONTEXT), slice(CONTEXT, width - CONTEXT)
         bank = luma.new_empty(len(luma), len(radii), height - 2 * CONTEXT, width - 2 * CONTEXT)
         for i, radius in enumerate(radii):  # one after the other: complex planes are large
             change = torch.fft.irfft2(spectrum * _inverse_filter(radius, size).to(luma.device), s=size)
