@@ -43,7 +43,7 @@ def wiener_bank(image: Tensor, radii: tuple[float, ...]) -> Tensor:
         bank = luma.new_empty(len(luma), len(radii), height - 2 * CONTEXT, width - 2 * CONTEXT)
         for i, radius in enumerate(radii):  # one after the other: complex planes are large
             change = torch.fft.irfft2(spectrum * _inverse_filter(radius, size).to(luma.device), s=size)
-            bank[:, i] = change[(slice(None), *inner)].clamp(-1, 1)
+            bank[:, i] = change[:, 0, rows, columns].clamp(-1, 1)
         return bank
 
 
