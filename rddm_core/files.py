@@ -30,9 +30,10 @@ def atomic_target(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
-    partial, held = _create(path.parent)
-    try:
-        with held:
+    # Not made from the name of the target, which may already be as long as the file system allows.
+    partial = path.parent / f".{os.getpid()}-{uuid.uuid4().hex}.partial"
+    try:  # from before the file is made: Ctrl-C may come at any moment
+        with _create(partial) as held:
             if fcntl is None:
                 held.close()  # an open file could not be renamed
             yield partial
@@ -73,17 +74,15 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
-def _create(folder: Path) -> tuple[Path, BinaryIO]:
-    """A new temporary file, locked as long as it is open, which tells `remove_abandoned` that its writer lives."""
+def _create(partial: Path) -> BinaryIO:
+    """A new file, locked as long as it is open, which tells `remove_abandoned` that its writer lives."""
     while True:
-        # Not made from the name of the target, which may already be as long as the file system allows.
-        partial = folder / f".{os.getpid()}-{uuid.uuid4().hex}.partial"
         held = partial.open("xb")
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(held, fcntl.LOCK_EX)
         if partial.exists():  # else another process took it for abandoned before it was locked
-            return partial, held
+            return held
         held.close()
 
 

@@ -109,8 +109,8 @@ def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = C
     for b in range(len(image)):
         callbacks.check()
         logits = model.estimator(image[b : b + 1].to(_device(model), torch.float32))
-        maps.append(torch.sigmoid(logits.float()).to(image.device))
-    return torch.cat(maps)
+        maps.append(logits.float().sigmoid_().to(image.device))
+    return _stack(maps)
 
 
 @torch.inference_mode()
@@ -157,13 +157,13 @@ def encode_guidance(
     _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
     height, width = pre_deblurred.shape[-2:]
     windows = plan_windows(height, width, guidance_window(tile), GUIDANCE_CONTEXT, model.stride)
-    items = []
-    for b in range(len(pre_deblurred)):
-        parts = []
+
+    def parts(item: Tensor) -> Iterator[tuple[Tensor, ...]]:
         for window in windows:
             callbacks.check()
-            parts.append(model.guidance(cut(pre_deblurred[b : b + 1].float(), window).to(_device(model))))
-        items.append([join_features(stage, windows) for stage in zip(*parts, strict=True)])
+            yield model.guidance(cut(item, window).float().to(_device(model)))
+
+    items = [join_features(parts(pre_deblurred[b : b + 1]), windows) for b in range(len(pre_deblurred))]
     return tuple(_stack(stage) for stage in zip(*items, strict=True))
 
 
@@ -293,8 +293,10 @@ def _residual_bands(
                     if preview is not None and n == 0:
                         preview.show(tile_guess + x_0 / model.residual_scale, area)
                 add_tile(band[n : n + 1], x / model.residual_scale, area, top)
+            del condition, semantic, surroundings, tile_guess, tile_map, x, x_0  # before the next tile's are made
         yield slice(top, end), band[:, :, : end - top]
-        top, unfinished = end, band[:, :, end - top :]
+        top, unfinished = end, band[:, :, end - top :].clone()
+        del band  # of all rows
 
 
 @torch.inference_mode()
@@ -431,6 +433,7 @@ def _merge_bands(
         for n in range(samples):
             deblurred = guess[:, :, rows] + band[n]
             finished[n : n + 1, :, rows] = deblurred - small[:, :, rows] if reduced else merge(rows, deblurred)
+        del band, deblurred  # before the next is made
     if reduced:
         finished = _enlarge(finished, size)
         for top in range(0, size[0], MERGED_ROWS):

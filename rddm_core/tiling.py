@@ -9,7 +9,7 @@ same without blending, for feature maps whose network looks further around than 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import EllipsisType
@@ -177,18 +177,35 @@ def cut_features(features: Tensor, tile: Tile, height: int, width: int) -> Tenso
     return features[..., rows.start // y : rows.stop // y, columns.start // x : columns.stop // x]
 
 
-def join_features(parts: Sequence[Tensor], windows: Sequence[Tile]) -> Tensor:
-    """The feature map [B, C, h, w] of the padded image from those of its windows, one after the other."""
-    if len(windows) == 1:
-        return parts[0]
-    last, (h, w) = windows[-1], parts[-1].shape[-2:]
-    y, x = (last.rows.stop - last.rows.start) // h, (last.columns.stop - last.columns.start) // w
-    whole = parts[0].new_empty(*parts[0].shape[:-2], last.rows.stop // y, last.columns.stop // x)
-    for part, window in zip(parts, windows, strict=True):
+def join_features(parts: Iterable[Sequence[Tensor]], windows: Sequence[Tile]) -> tuple[Tensor, ...]:
+    """Feature maps [B, C, h, w] of the padded image, one per stage, from those of its windows.
+
+    `parts` yields the stages of one window after the other, and may compute them as they are asked for: only those of
+    one are held beside the result.
+    """
+    whole: tuple[Tensor, ...] = ()
+    for stages, window in zip(parts, windows, strict=True):
+        if len(windows) == 1:
+            return tuple(stages)
+        whole = whole or tuple(_empty_features(part, window, windows[-1]) for part in stages)
         (_, to_rows, to_columns), (_, from_rows, from_columns) = window.inner, window.kept
-        kept = part[..., _divide(from_rows, y), _divide(from_columns, x)]
-        whole[..., _divide(to_rows, y), _divide(to_columns, x)] = kept
+        for joined, part in zip(whole, stages, strict=True):
+            y, x = _cell(part, window)
+            kept = part[..., _divide(from_rows, y), _divide(from_columns, x)]
+            joined[..., _divide(to_rows, y), _divide(to_columns, x)] = kept
     return whole
+
+
+def _empty_features(part: Tensor, window: Tile, last: Tile) -> Tensor:
+    """Room for the features of the whole padded image, whose last window is `last`."""
+    y, x = _cell(part, window)
+    return part.new_empty(*part.shape[:-2], last.rows.stop // y, last.columns.stop // x)
+
+
+def _cell(part: Tensor, window: Tile) -> tuple[int, int]:
+    """Pixels, down and across, that one feature of a window's part stands for."""
+    rows, columns = window.rows, window.columns
+    return (rows.stop - rows.start) // part.shape[-2], (columns.stop - columns.start) // part.shape[-1]
 
 
 def _divide(pixels: slice, by: int) -> slice:

@@ -74,6 +74,19 @@ def test_ctrl_c_leaves_nothing(writer: subprocess.Popen[str], tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_the_file_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = pytest.importorskip("fcntl").flock
+
+    def interrupted(file: Any, operation: int) -> None:
+        lock(file, operation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rddm_core.files.fcntl.flock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "a.txt", "a")
+    assert os.listdir(tmp_path) == []
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "a.txt")]
     assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL

@@ -134,8 +134,9 @@ def test_features_of_windows_are_joined_at_their_own_stride() -> None:
     for stride in (1, 8, 32):
         expected = torch.nn.functional.max_pool2d(cut(image, whole), stride)
         parts = [torch.nn.functional.max_pool2d(cut(image, window), stride) for window in windows]
-        assert torch.equal(join_features(parts, windows), expected)
-    assert join_features([image], [whole]) is image
+        (joined,) = join_features(([part] for part in parts), windows)
+        assert torch.equal(joined, expected)
+    assert join_features([[image]], [whole])[0] is image
 
 
 def test_tiles_read_one_noise_field() -> None:

@@ -110,7 +110,7 @@ def test_features_belong_to_one_window_each() -> None:
     windows = plan_windows(320, 64, 128, 64, 64)
     parts = [torch.zeros(1, 2, w.rows.stop - w.rows.start, 64) for w in windows]
     with pytest.raises(ValueError, match="argument"):
-        join_features([*parts, parts[-1]], windows)
+        join_features([[part] for part in [*parts, parts[-1]]], windows)
 
 
 def test_the_noise_of_a_seed_stays_the_same_over_versions() -> None:

@@ -103,7 +103,7 @@ def test_tiles_fit_into_what_is_free(
         return host.auto_tile(model, *size)
 
     assert tile(64e9) == memory.AUTO_TILE
-    needed = memory.held_bytes(*size) + memory.network_bytes(model.model.config, 1024, 1024)
+    needed = memory.held_bytes(*size) + memory.OVERHEAD * memory.network_bytes(model.model.config, 1024, 1024)
     small = tile(1.5 * needed)
     assert small is not None and 512 <= small < memory.AUTO_TILE
     assert tile(0) == memory.MIN_TILE
