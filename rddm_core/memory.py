@@ -18,9 +18,9 @@ GUIDANCE_CONTEXT = 192
 """What the backbone sees of the picture around such a window, in pixels."""
 STRIP_BYTES = 25e6
 """What is alive within a strip of a block (networks/blocks.py)."""
-OVERHEAD = 2.2
-"""What the operating system counts of a CPU for every byte of live tensors: convolutions hold copies in layouts of their
-own, and the heap has gaps. Measured with tiles of 1408 pixels (python -m benchmarks --only large)."""
+OVERHEAD = 3.0
+"""What the operating system may count on a CPU for a byte of live tensors: convolutions hold copies in layouts of their
+own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6."""
 
 
 def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
