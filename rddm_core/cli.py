@@ -69,6 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (CommandError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except (MemoryError, RuntimeError) as error:
+            from .scale.job import ran_out_of_memory
+
+            if not ran_out_of_memory(error):
+                raise
+            print(f"error: out of memory, end other programs ({str(error) or type(error).__name__})", file=sys.stderr)
+            return 1
         except KeyboardInterrupt as stop:
             print("interrupted: no unfinished file is left behind", file=sys.stderr)
             return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED

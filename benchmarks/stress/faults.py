@@ -156,7 +156,7 @@ def _kill(
     course: Course,
     kind: Literal["at any time", "at work", "while writing"],
     rng: np.random.Generator,
-    attempts: int = 5,
+    attempts: int = 12,
 ) -> Strike:
     """Start a command and kill it; where it ends before its moment, again with an earlier one."""
     session = 0
@@ -221,7 +221,9 @@ def training_result(folder: Path) -> dict[str, Any]:
                 digest.update(key.encode() + tensors.get_tensor(key).numpy().tobytes())
         result[name] = digest.hexdigest()
     with (folder / "validation.csv").open(newline="") as handle:
-        rows = [{key: value for key, value in row.items() if key != "hours"} for row in csv.DictReader(handle)]
+        rows = [
+            {key: value for key, value in row.items() if not key.endswith("hours")} for row in csv.DictReader(handle)
+        ]
     result["validation"] = {row["step"]: row for row in rows}
     return result
 

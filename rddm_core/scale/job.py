@@ -123,10 +123,19 @@ def write(job: Job, loaded: images.LoadedImage, pictures: Pictures) -> None:
     images.save_image(job.target, pictures.result, like=loaded)
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether that is why: torch has no error of its own for it on the CPU, oneDNN does not even name it, and a thread
+    that cannot be started lacks memory for its stack.
+    """
+    text = str(error).lower()
+    signs = ("memory", "could not create a primitive", "can't start new thread")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
+
+
 def failure(job: Job, error: Exception) -> Outcome:
     """What went wrong with one picture, naming it, and the cure where memory ran out."""
     text = str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or "memory" in text.lower():
+    if ran_out_of_memory(error):
         text = f"out of memory, try --tile 512 or --working-size 1024 ({text.splitlines()[0]})"
     elif not isinstance(error, ValueError | OSError | RuntimeError):
         text = f"{type(error).__name__}: {text}"  # none that this package raises: it says little by itself

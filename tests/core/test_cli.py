@@ -234,17 +234,41 @@ def test_ctrl_c_leaves_no_partial_file(
     assert os.listdir(tmp_path / "out") == ["a.png"]
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore", "could not create a primitive"],
+)
 def test_running_out_of_memory_names_the_cure(
     run,  # type: ignore[no-untyped-def]
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    message: str,
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes\nmore")
+        raise RuntimeError(message)
 
     monkeypatch.setattr("rddm_core.pipeline.deblur", fail)
     code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out")
     assert code == 1 and "a.png: out of memory, try --tile 512" in error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_too_little_memory_for_a_start_is_said(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rddm_core.scale.local._Run", fail)
+    code, _, said = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out")
+    assert code == 1 and "error: out of memory, end other programs" in said
+    error.args = ("something else",)
+    if isinstance(error, RuntimeError):
+        with pytest.raises(RuntimeError, match="something else"):
+            run(photo(tmp_path / "a.png"), "-o", tmp_path / "out")
 
 
 def test_tiles_and_working_size_reach_the_pipeline(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ from rddm_core import pipeline
 from rddm_core.config import RDDMConfig, lite, paper
 from rddm_core.memory import (
     AUTO_TILE,
+    OVERHEAD,
     guidance_bytes,
     held_bytes,
     largest_tile,
@@ -77,7 +78,7 @@ def test_tiles_and_picture_fit_into_the_budget(samples: int) -> None:
     for budget in (1.6e9 + 0.3e9 * samples, 2.5e9 + 0.4e9 * samples, 8e9):
         side = tile_size("auto", *size, config, round(budget), samples)
         assert side is not None and side % 64 == 0 and before <= side <= AUTO_TILE
-        used = held_bytes(*size, samples) + guidance_bytes(config, *size) + network_bytes(config, side, side)
+        used = held_bytes(*size, samples) + guidance_bytes(config, *size) + OVERHEAD * network_bytes(config, side, side)
         assert used + 12 * samples * size[1] * side <= budget
         before = side
     assert before == AUTO_TILE
