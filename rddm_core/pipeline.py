@@ -109,7 +109,7 @@ def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = C
     for b in range(len(image)):
         callbacks.check()
         logits = model.estimator(image[b : b + 1].to(_device(model), torch.float32))
-        maps.append(logits.float().sigmoid_().to(image.device))
+        maps.append(torch.sigmoid(logits.float()).to(image.device))
     return _stack(maps)
 
 
