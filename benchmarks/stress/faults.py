@@ -121,7 +121,11 @@ def kill_deblur(options: Options, work: Path) -> Outcome:
         for _ in range(min(KILLS_PER_RUN, options.times - number)):
             number += 1
             kind = KINDS[number % len(KINDS)]
-            kinds[kind] += _kill(this_run, log, environment(), out, course, kind, rng).reached
+            strike = _kill(this_run, log, environment(), out, course, kind, rng)
+            if not strike.reached:  # with --resume everything may be done already
+                shutil.rmtree(out)
+                strike = _kill(this_run, log, environment(), out, course, kind, rng)
+            kinds[kind] += strike.reached
             left += len(partial_files(out))
             finished = {name: digest for name, digest in digests(out).items() if name != MANIFEST}
             wrong += sum(wanted[name] != digest for name, digest in finished.items())
@@ -156,7 +160,7 @@ def _kill(
     course: Course,
     kind: Literal["at any time", "at work", "while writing"],
     rng: np.random.Generator,
-    attempts: int = 12,
+    attempts: int = 5,
 ) -> Strike:
     """Start a command and kill it; where it ends before its moment, again with an earlier one."""
     session = 0
