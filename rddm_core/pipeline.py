@@ -130,7 +130,7 @@ def pre_deblur(
     _check_picture(image, "image")
     image, defocus_map = image.float(), _fit_map(defocus_map, image, "defocus_map")
     tiles = plan_tiles(image.shape[-2], image.shape[-1], tile, model.stride)
-    scale = _map_scale(model, *image.shape[-2:])
+    scale = _map_scale(model.config.estimator.working_size, *image.shape[-2:])
     result = torch.zeros_like(image)
     done, total = 0, len(image) * len(tiles)
     for b in range(len(image)):
@@ -257,7 +257,7 @@ def _residual_bands(
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
     timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
-    scale = _map_scale(model, height, width)
+    scale = _map_scale(model.config.estimator.working_size, height, width)
     if guidance is None:
         guidance = encode_guidance(model, guess, tile=tile, callbacks=callbacks)
     preview = _Preview(callbacks.preview, guess) if callbacks.preview else None
@@ -453,20 +453,20 @@ def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_
     """
     long_side = max(height, width)
     cells = F.adaptive_avg_pool2d(defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float(), 64)
-    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * max(1.0, long_side / estimator_size)
+    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * _map_scale(estimator_size, height, width)
     if radius <= MAX_TRAINED_RADIUS:
         return None
     size = max(MIN_AUTO_SIZE, round(long_side * MAX_TRAINED_RADIUS / radius / 64) * 64)
     return size if size < 0.9 * long_side else None
 
 
-def _map_scale(model: RDDM, height: int, width: int) -> float:
+def _map_scale(estimator_size: int, height: int, width: int) -> float:
     """What the radii of a map are multiplied by for a picture of that size.
 
     A map's radii count pixels of a picture reduced to the estimator's working size; p and f learned with those of the
     picture that they see.
     """
-    return max(1.0, max(height, width) / model.config.estimator.working_size)
+    return max(1.0, max(height, width) / estimator_size)
 
 
 class _Preview:
