@@ -2,25 +2,31 @@
 
     RDDM_DATA=COLLECTION python benchmarks/ablations.py [--only NAME ...] [--leave-out NAME ...] [--split dev|val]
 
-`ablations.json` holds one recipe and, for every variant, what it changes; all variants see the same samples and noise
-for the same number of steps, from the same start. Runs lie in RDDM_RUNS (else ~/rddm-runs), folder `ablations`:
-what is finished there is not trained again, what was interrupted goes on. What is measured are the weights of the
-last step, so nothing is chosen.
+`ablations.json` holds what all runs share and two groups of variants. Those of `adapted` start from the shipped
+weights, without what they lack, and go on for a few steps; those of `fresh` start from nothing and take longer. Within
+a group all see the same samples and noise for the same number of steps, and are compared with its first. Runs lie in
+RDDM_RUNS (else ~/rddm-runs), folder `ablations`: what is finished there is not trained again, what was interrupted
+goes on. What is measured are the weights of the last step, so nothing is chosen.
 
-`--leave-out stacks` trains `full` once more without the real pairs of that collection, and measures both on all of its
-pairs. Only `without-stacks` has seen none of them: for `full`, those of split=train were training pairs, so the pairs
-of split=val are tabulated by themselves as well.
+`--leave-out stacks` trains `fresh` once more without the real pairs of that collection, and measures both on all of
+its pairs. Only `without-stacks` has seen none of them: for `fresh`, those of split=train were training pairs, so the
+pairs of split=val are tabulated by themselves as well.
 
-Writes ablations/SPLIT.md and SPLIT.csv beside the runs, and likewise stacks.md and stacks.csv.
+`--jobs 2` trains two runs at a time, with one thread each: more steps in all than one after the other with two.
+
+Writes ablations/GROUP-SPLIT.md and .csv beside the runs, and likewise without-stacks.md and .csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,53 +44,88 @@ from rddm_core.training.train import run
 PLAN = Path(__file__).with_suffix(".json")
 FOLDER = "ablations"
 """Of the runs, within the folder of all runs."""
-FULL = "full"
+FRESH = "fresh"
+"""The group, and its first variant, that `--leave-out` changes."""
 SHOWN = tuple(m for m in METRICS if m.name in ("psnr", "ssim", "haarpsi", "gmsd", "gradient_energy"))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: its name, what it is, and what it changes in the base recipe."""
+    """One run: its name, what it is, and what it changes in the recipe of its group."""
 
     name: str
     what: str
     changes: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Variants at one budget; the first is what the others are compared with."""
+
+    base: Mapping[str, Any]
+    variants: Sequence[Variant]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, then measure and write the tables."""
-    plan = json.loads(PLAN.read_text(encoding="utf-8"))
-    variants = [Variant(name, **values) for name, values in plan["variants"].items()]
-    names = [v.name for v in variants]
+    groups = read_plan(PLAN)
+    names = [v.name for group in groups.values() for v in group.variants]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--leave-out", nargs="+", default=[], metavar="NAME", help="collections of real pairs")
-    parser.add_argument("--split", default="dev", help="part that the ablations are measured on (default: dev)")
-    parser.add_argument("--steps", type=int, help="of every run, instead of those of the base recipe")
+    parser.add_argument("--split", default="dev", help="part that the variants are measured on (default: dev)")
+    parser.add_argument("--steps", type=int, help="of every run, instead of those of its group")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     args = parser.parse_args(arguments)
-    base = plan["base"] | ({"steps": args.steps} if args.steps else {})
-    chosen = [v for v in variants if v.name in {FULL, *args.only}]
-    left_out = {name: leave_out(name) for name in args.leave_out}
-    recipes = {v.name: write_recipe(base, v) for v in [*chosen, *left_out.values()]}
-    checkpoints = {name: train(path) for name, path in recipes.items()}
+    steps = {"steps": args.steps} if args.steps else {}
+    chosen = {name: select(group, args.only) for name, group in groups.items()}
+    left_out = [leave_out(name, groups[FRESH].variants[0]) for name in args.leave_out]
+    runs = {name: list(variants) for name, variants in chosen.items()}
+    if left_out:
+        runs[FRESH] = [*(chosen[FRESH] or groups[FRESH].variants[:1]), *left_out]
+    recipes = {v.name: write_recipe({**groups[name].base, **steps}, v) for name in runs for v in runs[name]}
+    weights = train_all(recipes, args.jobs)
+    if not recipes:
+        return
 
-    data = load_recipe(recipes[FULL]).data
+    data = load_recipe(next(iter(recipes.values()))).data
     pairs = find_pairs(data.resolved_root() / data.pairs, data.layout)
-    if len(chosen) > 1:
-        results = measure([p for p in pairs if p.columns["split"] == args.split], chosen, checkpoints)
-        write(args.split, [(f"{len(results)} pairs of split={args.split}", chosen, results)], checkpoints)
-    for name, variant in left_out.items():
-        both = [next(v for v in chosen if v.name == FULL), variant]
-        results = measure([p for p in pairs if collection(p) == name], both, checkpoints)
+    for name, variants in chosen.items():
+        if len(variants) > 1:
+            results = measure([p for p in pairs if p.columns["split"] == args.split], variants, weights)
+            heading = f"{len(results)} pairs of split={args.split}"
+            write(f"{name}-{args.split}", [(heading, variants, results)], weights)
+    for name, variant in zip(args.leave_out, left_out, strict=True):
+        both = [groups[FRESH].variants[0], variant]
+        results = measure([p for p in pairs if collection(p) == name], both, weights)
         unseen = [r for r in results if r.pair.columns["split"] == "val"]
         tables = [(f"all {len(results)} pairs of {name}", both, results)]
         tables += [(f"its {len(unseen)} pairs of split=val", both, unseen)] if unseen else []
-        write(name, tables, checkpoints)
+        write(variant.name, tables, weights)
 
 
-def leave_out(name: str) -> Variant:
-    """The full model, trained without the real pairs of the collection `name`."""
-    return Variant(f"without-{name}", f"never saw pairs of {name}", {"data": {"leave_out": name}})
+def read_plan(path: Path) -> dict[str, Group]:
+    """The groups by name, what all share merged into the recipe of each."""
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        name: Group(
+            merge(plan["base"], group["base"]), [Variant(v, **values) for v, values in group["variants"].items()]
+        )
+        for name, group in plan["groups"].items()
+    }
+
+
+def select(group: Group, names: Sequence[str]) -> list[Variant]:
+    """The variants of `group` that are in `names`, and its first where there is any."""
+    first, *others = group.variants
+    found = [v for v in others if v.name in names]
+    return [first, *found] if found or first.name in names else []
+
+
+def leave_out(name: str, whole: Variant) -> Variant:
+    """`whole`, trained without the real pairs of the collection `name`."""
+    changes = merge(whole.changes, {"data": {"leave_out": name}})
+    return Variant(f"without-{name}", f"never saw pairs of {name}", changes)
 
 
 def collection(pair: Pair) -> str:
@@ -101,21 +142,54 @@ def write_recipe(base: Mapping[str, Any], variant: Variant) -> Path:
     return path
 
 
-def train(path: Path) -> Path:
-    """Train the recipe at `path`, or what is left of it; returns the weights of its last step.
+def train_all(recipes: Mapping[str, Path], jobs: int) -> dict[str, Path]:
+    """Train every recipe, or what is left of it; returns the weights of their last steps by name.
 
-    Raises ValueError where the run that is there was made by another recipe.
+    One job trains in this process; of more, each is a process with one thread, and the first failure stops what has
+    not begun. Raises ValueError where a run that is there was made by another recipe, RuntimeError where a process
+    failed.
     """
-    recipe, folder = load_recipe(path), path.with_suffix("")
-    weights, before = folder / "model.safetensors", folder / "recipe.json"
-    if before.is_file() and load_recipe(before) != recipe:
-        raise ValueError(f"{folder} holds a run of another recipe ({differences(before, recipe)}): move it away")
-    if weights.is_file() and read_info(weights).provenance["step"] >= recipe.steps:
-        print(f"{recipe.name}: finished before", flush=True)
+    missing = [path for path in recipes.values() if not finished(path)]
+    if jobs <= 1:
+        for path in missing:
+            run(path, resume=True)
     else:
-        print(f"{recipe.name}: {recipe.steps} steps", flush=True)
-        run(path, resume=True)
-    return weights
+        with ThreadPoolExecutor(jobs) as pool:
+            try:
+                for done in as_completed([pool.submit(train_apart, path) for path in missing]):
+                    done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    return {name: weights_of(path) for name, path in recipes.items()}
+
+
+def train_apart(path: Path) -> None:
+    """Train the recipe at `path` in a process with one thread."""
+    command = [sys.executable, "-m", "rddm_core", "train", str(path), "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = path.with_suffix(".log")
+    with log.open("a") as file:
+        code = subprocess.run(
+            command, cwd=Path(__file__).parents[1], env=environment, stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    if code:
+        raise RuntimeError(f"training by {path} failed: see {log}")
+
+
+def finished(path: Path) -> bool:
+    """Whether the run of the recipe at `path` is complete; ValueError where it was made by another recipe."""
+    recipe, weights, before = load_recipe(path), weights_of(path), path.with_suffix("") / "recipe.json"
+    if before.is_file() and load_recipe(before) != recipe:
+        raise ValueError(f"{before.parent} holds a run of another recipe ({differences(before, recipe)}): move it away")
+    done = weights.is_file() and read_info(weights).provenance["step"] >= recipe.steps
+    print(f"{recipe.name}: {'finished before' if done else f'{recipe.steps} steps'}", flush=True)
+    return done
+
+
+def weights_of(path: Path) -> Path:
+    """Of the last step, for the recipe at `path`."""
+    return path.with_suffix("") / "model.safetensors"
 
 
 def differences(before: Path, recipe: Recipe) -> str:
@@ -154,12 +228,14 @@ def write(name: str, tables: Sequence[Table], weights: Mapping[str, Path]) -> No
 def table_lines(
     heading: str, variants: Sequence[Variant], results: Sequence[PairScores], weights: Mapping[str, Path]
 ) -> Iterator[str]:
-    """A Markdown table. `against full`: mean difference in PSNR over the pairs, with its standard error."""
+    """A Markdown table. `against ...`: mean difference in PSNR to the first variant, with its standard error."""
     of = {(s.row, s.metric): s for s in summarise(results, SHOWN)}
     others = [m for m in SHOWN if m.name != "psnr"]
     yield heading + ":"
     yield ""
-    columns = ["PSNR gain, mean", "median", "worst", f"against {FULL}", *(m.name for m in others), "steps", "CPU min"]
+    reference = variants[0].name
+    against = f"against {reference}"
+    columns = ["PSNR gain, mean", "median", "worst", against, *(m.name for m in others), "steps", "CPU min"]
     yield f"| | what | {' | '.join(columns)} |"
     yield "|---|---|" + "---|" * len(columns)
     for name, what in [("blurred", "the input"), *((v.name, v.what) for v in variants)]:
@@ -171,14 +247,14 @@ def table_lines(
         gains = [f"{x:+.2f} dB" for x in (gain.mean_gain, gain.median_gain, gain.worst_gain)]
         provenance = read_info(weights[name]).provenance
         spent = [str(provenance["step"]), f"{60 * float(provenance['cpu_hours']):.0f}"]
-        yield f"| {name} | {what} | {' | '.join([*gains, against_full(name, results), *cells, *spent])} |"
+        yield f"| {name} | {what} | {' | '.join([*gains, difference(name, reference, results), *cells, *spent])} |"
 
 
-def against_full(name: str, results: Sequence[PairScores]) -> str:
-    """Mean PSNR difference to `full` over the pairs, and its standard error."""
-    if name == FULL:
+def difference(name: str, reference: str, results: Sequence[PairScores]) -> str:
+    """Mean PSNR difference to the row `reference` over the pairs, and its standard error."""
+    if name == reference:
         return ""
-    changes = [r.rows[name]["psnr"] - r.rows[FULL]["psnr"] for r in results]
+    changes = [r.rows[name]["psnr"] - r.rows[reference]["psnr"] for r in results]
     error = f" ± {statistics.stdev(changes) / len(changes) ** 0.5:.2f}" if len(changes) > 1 else ""
     return f"{statistics.fmean(changes):+.2f}{error} dB"
 

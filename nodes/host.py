@@ -120,7 +120,7 @@ def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) 
 
     config = ready(patcher, min(height, AUTO_TILE), min(width, AUTO_TILE)).config
     free = round(USABLE_SHARE * model_management.get_free_memory(patcher.load_device))
-    free -= guidance_bytes(config, height, width)
+    free -= guidance_bytes(config, height, width, samples)
     if model_management.is_device_cpu(patcher.load_device):  # else pictures and results lie in another memory
         free -= held_bytes(height, width, samples)
     side = max(MIN_TILE, largest_tile(config, free, width, samples))

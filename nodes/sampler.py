@@ -52,8 +52,8 @@ class RDDMSampler(io.ComfyNode):
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="How many answers to draw for each picture, from different noise. "
-                    "RDDM Merge Residual picks one or averages them.",
+                    tooltip="How many answers to draw for each picture: from different noise, and with the picture "
+                    "mirrored or turned. RDDM Merge Residual picks one or averages them.",
                 ),
                 io.DynamicCombo.Input(
                     "tiling",

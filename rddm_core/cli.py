@@ -312,7 +312,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         type=_at_least(1),
         default=1,
         metavar="N",
-        help="draw N results from different noise and write their mean: steadier, but smoother (default: 1)",
+        help="draw N results, each from other noise and with the picture mirrored or turned, and write their mean: "
+        "a little better, for more time (default: 1)",
     )
     group.add_argument(
         "--tile",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from .config import RDDMConfig
 from .networks.deconvolution import CONTEXT, RAMP
+from .orientation import COUNT
 
 AUTO_TILE = 1408
 """tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles.
@@ -68,7 +69,7 @@ def tile_size(
         return choice
     side = AUTO_TILE
     if memory is not None:
-        left = memory - held_bytes(height, width, samples) - guidance_bytes(config, height, width)
+        left = memory - held_bytes(height, width, samples) - guidance_bytes(config, height, width, samples)
         side = largest_tile(config, left, width, samples)
         if side < MIN_TILE:
             lacking = _tile_bytes(config, MIN_TILE, width, samples) - left
@@ -87,10 +88,11 @@ def largest_tile(config: RDDMConfig, memory: int, width: int, samples: int = 1) 
     return next((side for side in sides if _tile_bytes(config, side, width, samples) <= memory), 0)
 
 
-def guidance_bytes(config: RDDMConfig, height: int, width: int) -> int:
-    """Bytes of the guidance features of a whole picture, float32; stages at 1/4, 1/8 and 1/16 of its (reduced) side."""
+def guidance_bytes(config: RDDMConfig, height: int, width: int, samples: int = 1) -> int:
+    """Bytes of the guidance features of a whole picture in every orientation that its samples see, float32; stages at
+    1/4, 1/8 and 1/16 of its (reduced) side."""
     per_pixel = 4 * config.guidance.width * sum(1 / 16 / 4**stage for stage in range(len(config.guidance.stages)))
-    return round(per_pixel * height * width / config.guidance.reduction**2)
+    return round(min(samples, COUNT) * per_pixel * height * width / config.guidance.reduction**2)
 
 
 def guidance_window(tile: int | None) -> int:

@@ -30,7 +30,18 @@ from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
 from .networks.deconvolution import CONTEXT
 from .networks.model import RDDM
 from .optics import radius_from_map, scale_map
-from .tiling import Tile, add_tile, cut, cut_features, join_features, noise_tile, plan_tiles, plan_windows
+from .orientation import orientation_of_sample, turned, turned_back
+from .tiling import (
+    Tile,
+    add_tile,
+    cut,
+    cut_features,
+    join_features,
+    noise_tile,
+    pad_to_multiple,
+    plan_tiles,
+    plan_windows,
+)
 
 MAX_TRAINED_RADIUS = 10.0
 """Largest radius of the circle of confusion, in pixels, that the weights were trained to remove."""
@@ -49,7 +60,7 @@ class DeblurSettings:
         steps: sampling steps, 0 for the checkpoint's recommendation.
         seed: noise seed; item b of a batch uses seed + b. Or one seed per item.
         strength: share of the change that is applied, >= 0.
-        samples: number of residuals drawn per picture.
+        samples: number of residuals drawn per picture (`sample_residual`).
         eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
         tile: longest side of a tile in pixels, None for the whole picture at once, "auto" by area and `memory`.
         memory: bytes that `tile="auto"` may use for the picture, the result and the networks' work; None: no limit
@@ -185,16 +196,21 @@ def sample_residual(
 ) -> Tensor:
     """Algorithm 1, lines 3 to 8: draw N residuals I - I_p per picture.
 
+    Sample 0 sees the picture as it is, those after it see it mirrored and turned (`orientation.py`), each with noise
+    of its own: f weighs its noise so little that samples of one orientation hardly differ, and their mean is no better
+    than one. Every further sample therefore costs the guidance and f's encoder as well.
+
     Args:
         pre_deblurred: I_p [B, 3, H, W].
         defocus_map: [B or 1, 1, h, w] in 0..1, resized to I_p; its radii grow with it, as in `pre_deblur`.
-        guidance: from `encode_guidance` for the same I_p; None makes it here.
+        guidance: from `encode_guidance` for the same I_p, for sample 0; None makes it here.
         seed: an int gives item b the seed `seed + b`; or one seed per item. Sample 0 is the same for every N.
         samples: N.
         steps: 1..T, 0 for the checkpoint's recommendation.
         eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
         schedule: how the steps are spaced (`sampling_timesteps`).
-        noise: x_T [B, N, 3, H, W], standard normal, instead of the seeded one; eta > 0 still uses seed.
+        noise: x_T [B, N, 3, H, W], standard normal, instead of the seeded one; eta > 0 still uses seed. Like the
+            residual it lies as the picture does, however a sample is turned.
         tile: longest side of a tile in pixels, rounded up to a multiple of `model.stride`; None for no tiles.
 
     Returns the residual [B, N, 3, H, W] in image units. Raises ValueError for inputs that do not fit.
@@ -257,9 +273,12 @@ def _residual_bands(
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
     timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
+    padded = tiles[-1].rows.stop, tiles[-1].columns.stop
     scale = _map_scale(model.config.estimator.working_size, height, width)
-    if guidance is None:
-        guidance = encode_guidance(model, guess, tile=tile, callbacks=callbacks)
+    turns = [orientation_of_sample(n) for n in range(samples)]
+    seen = {k: _guidance_turned(model, guess, k, tile, callbacks) for k in set(turns) if k or guidance is None}
+    if guidance is not None:
+        seen[0] = tuple(guidance)
     preview = _Preview(callbacks.preview, guess) if callbacks.preview else None
     done, total = 0, len(tiles) * samples * len(timesteps)
     tile_rows = [list(row) for _, row in groupby(tiles, key=lambda area: area.rows)]
@@ -270,33 +289,41 @@ def _residual_bands(
         band = guess.new_zeros(samples, 3, row[0].rows.last - top, width)
         band[:, :, : unfinished.shape[2]] = unfinished
         for area in row:
-            # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile, never per step.
             surroundings = cut(guess, area, CONTEXT).to(_device(model))
-            tile_guess = surroundings[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
             tile_map = scale_map(cut(defocus_map, area), scale).to(_device(model))
-            semantic = tuple(cut_features(x, area, tiles[-1].rows.stop, tiles[-1].columns.stop) for x in guidance)
-            callbacks.check()
-            condition = model.denoiser.encode_condition(tile_guess, tile_map, surroundings)
-            for n in range(samples):
+            for n, k in enumerate(turns):
+                callbacks.check()
+                # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile and sample, never per step.
+                around = turned(surroundings, k)
+                tile_guess = around[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
+                condition = model.denoiser.encode_condition(tile_guess, turned(tile_map, k), around)
+                semantic = tuple(turned(cut_features(x, area, *padded), k) for x in seen[k])
                 noise_at = partial(noise_tile, area, model.stride, seed, n)
                 x = noise_at(0)  # line 3: x_T
                 if noise is not None:  # a padded border keeps the seeded noise
                     given = noise[n][area.outer]
                     x[..., : given.shape[-2], : given.shape[-1]] = given.to(x)
-                x = x.to(tile_guess.device)
+                x = turned(x.to(tile_guess.device), k)
                 for i, (t, s) in enumerate(timesteps):  # line 4: from t to s
                     callbacks.check()
                     x_0 = model.denoiser(x, torch.full((1,), t, device=x.device), condition, semantic).float()
-                    z = noise_at(i + 1).to(x.device) if eta > 0 and s > 0 else None  # line 5
+                    z = turned(noise_at(i + 1).to(x.device), k) if eta > 0 and s > 0 else None  # line 5
                     x = ddim_step(x, x_0, alpha_bars[t], alpha_bars[s], eta, z)  # line 6
                     callbacks.report(done := done + 1, total)
                     if preview is not None and n == 0:
                         preview.show(tile_guess + x_0 / model.residual_scale, area)
-                add_tile(band[n : n + 1], x / model.residual_scale, area, top)
-            del condition, semantic, surroundings, tile_guess, tile_map, x, x_0  # before the next tile's are made
+                add_tile(band[n : n + 1], turned_back(x / model.residual_scale, k), area, top)
+                del condition, semantic, around, tile_guess, x, x_0  # before the next sample's are made
+            del surroundings, tile_map
         yield slice(top, end), band[:, :, : end - top]
         top, unfinished = end, band[:, :, end - top :].clone()
         del band  # of all rows
+
+
+def _guidance_turned(model: RDDM, guess: Tensor, k: int, tile: int | None, callbacks: Callbacks) -> tuple[Tensor, ...]:
+    """Guidance of I_p [1, 3, H, W] as it is seen in orientation k, laid as the picture lies."""
+    whole = turned(pad_to_multiple(guess, model.stride), k) if k else guess
+    return tuple(turned_back(stage, k) for stage in encode_guidance(model, whole, tile=tile, callbacks=callbacks))
 
 
 @torch.inference_mode()

@@ -159,6 +159,12 @@ def cut(image: Tensor, tile: Tile, context: int = 0) -> Tensor:
     return F.pad(part, margins, mode="replicate") if any(margins) else part
 
 
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """[B, C, H, W] with its lower and right border replicated up to sides that are multiples of `multiple`."""
+    down, across = (round_up(n, multiple) - n for n in image.shape[-2:])
+    return F.pad(image, (0, across, 0, down), mode="replicate") if down or across else image
+
+
 def _clip(start: int, stop: int, length: int) -> tuple[int, slice, int]:
     """How much of `start:stop` lies before, the part within, and how much lies behind `length` pixels."""
     return max(0, -start), slice(max(0, start), min(stop, length)), max(0, stop - length)

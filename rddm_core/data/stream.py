@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from ..optics import map_from_radius
+from ..orientation import turned
 from .sources import MaskedPhoto, PhotoPair, SharpPhoto, read_grey, read_rgb
 from .synthetic import RADIUS_STEP, RenderedPack
 
@@ -139,7 +140,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
     blurred, sharp = _tone(blurred / 255, sharp / 255, config, rng)
     blurred = _sensor(blurred, config, rng)
     stacked = torch.cat((torch.from_numpy(blurred), torch.from_numpy(sharp), defocus))
-    stacked = _dihedral(stacked, int(rng.integers(8)))
+    stacked = turned(stacked, int(rng.integers(8)))
     return {
         "blurred": stacked[:3].contiguous(),
         "sharp": stacked[3:6].contiguous(),
@@ -212,9 +213,3 @@ def _sensor(blurred: np.ndarray, config: MixtureConfig, rng: np.random.Generator
         picture.save(buffer, "JPEG", quality=int(rng.integers(75, 99)), subsampling=int(rng.choice([0, 2])))
         blurred = np.array(Image.open(buffer)).transpose(2, 0, 1) / 255
     return np.ascontiguousarray(blurred, dtype=np.float32)
-
-
-def _dihedral(x: Tensor, k: int) -> Tensor:
-    """One of the eight flips and quarter turns of [C, S, S]."""
-    x = torch.rot90(x, k % 4, (1, 2))
-    return x.flip(2) if k >= 4 else x

@@ -45,6 +45,7 @@ WEIGHTS_LICENCE = (
 )
 MAX_BAD_STEPS = 20
 ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
+REGRESSION_SHARE = 1 / 16
 MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
 
 
@@ -138,13 +139,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     parameters = select_trainable(model, recipe)
     objective = Objective(model, recipe).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.999),
-        fused=True,
+        parameter_groups(model, parameters, recipe), lr=recipe.learning_rate, betas=(0.9, 0.999), fused=True
     )
     # Placed on its device first: averages and restored moments follow the parameters.
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
@@ -209,7 +204,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
             model.residual_scale = measure_residual_scale(model, sources, recipe)
             log.line(f"step {step}: residual_scale {model.residual_scale:.3f}")
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+            # A run of an earlier version has groups without a share.
+            group["lr"] = group.get("share", 1.0) * learning_rate(recipe, step)
         with accelerator.autocast():
             losses = wrapped(batch)
         # Always backwards: a process that left it out would let the others wait for its gradients.
@@ -356,6 +352,27 @@ def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
         for part in (model.denoiser.state_intro, model.denoiser.state_downs, model.denoiser.state_gates):
             part.requires_grad_(False)
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Groups of an optimizer; `share` is what its learning rate is multiplied by.
+
+    Biases and the like do not decay. A regression answers in units of the image, where residuals are about 16 times
+    smaller than the scaled ones of the denoiser: its last layer would move too fast at the same rate.
+    """
+    last = {id(p) for p in model.pre_deblur.outro.parameters()} if recipe.stage == "regression" else set()
+    groups = []
+    for share, chosen in (
+        (1.0, [p for p in parameters if id(p) not in last]),
+        (REGRESSION_SHARE, [p for p in parameters if id(p) in last]),
+    ):
+        weights, rest = [p for p in chosen if p.ndim > 1], [p for p in chosen if p.ndim <= 1]
+        groups += [
+            {"params": part, "weight_decay": decay, "share": share}
+            for part, decay in ((weights, recipe.weight_decay), (rest, 0.0))
+            if part
+        ]
+    return groups
 
 
 def set_training_mode(model: RDDM, recipe: Recipe) -> None:

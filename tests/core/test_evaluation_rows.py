@@ -94,9 +94,10 @@ def test_rows_share_what_they_have_in_common(model: RDDM, picture: Tensor) -> No
     finally:
         for hook in hooks:
             hook.remove()
+    # H: of this map's guess, of it turned for the second sample, and of the other map's.
     # f: one first step for all, the 2nd of final (2 steps), the 2nd and 3rd of steps-3, two of the second sample, and
     # two each with another map and without guidance.
-    assert calls == {"estimator": 1, "pre_deblur": 2, "guidance": 2, "denoiser": 1 + 1 + 2 + 2 + 2 + 2}
+    assert calls == {"estimator": 1, "pre_deblur": 2, "guidance": 3, "denoiser": 1 + 1 + 2 + 2 + 2 + 2}
     assert not any("forward" in vars(part) for part in (model.estimator, model.pre_deblur, model.denoiser))
     remembering = _remembering(lambda x: x.sum())
     reused = torch.ones(2)

@@ -78,8 +78,8 @@ def test_tiles_and_picture_fit_into_the_budget(samples: int) -> None:
     for budget in (1.6e9 + 0.3e9 * samples, 2.5e9 + 0.4e9 * samples, 8e9):
         side = tile_size("auto", *size, config, round(budget), samples)
         assert side is not None and side % 64 == 0 and before <= side <= AUTO_TILE
-        used = held_bytes(*size, samples) + guidance_bytes(config, *size) + OVERHEAD * network_bytes(config, side, side)
-        assert used + 12 * samples * size[1] * side <= budget
+        used = held_bytes(*size, samples) + guidance_bytes(config, *size, samples) + 12 * samples * size[1] * side
+        assert used + OVERHEAD * network_bytes(config, side, side) <= budget
         before = side
     assert before == AUTO_TILE
 

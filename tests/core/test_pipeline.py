@@ -16,6 +16,7 @@ from rddm_core.diffusion import ddim_step, make_alpha_bars
 from rddm_core.networks.blocks import RDDBlock
 from rddm_core.networks.model import RDDM
 from rddm_core.optics import map_from_radius, scale_map
+from rddm_core.orientation import orientation_of_sample, turned, turned_back
 from rddm_core.pipeline import (
     MAX_TRAINED_RADIUS,
     MIN_AUTO_SIZE,
@@ -76,7 +77,8 @@ class Oracle(nn.Module):
         def forward(self, x_t: Tensor, t: Tensor, condition: tuple[Tensor, ...], guidance: Any) -> Tensor:
             self.owner[0].states.append((int(t), x_t))
             pre_deblurred = condition[0]
-            assert x_t.shape == pre_deblurred.shape and guidance[0].shape[-1] * 16 == x_t.shape[-1]
+            assert x_t.shape == pre_deblurred.shape
+            assert torch.allclose(guidance[0], F.avg_pool2d(pre_deblurred, 16), atol=1e-6), "of the picture as it lies"
             sharp = 1 - (pre_deblurred - 0.2) / 0.5
             return self.owner[0].residual_scale * (sharp - pre_deblurred)
 
@@ -140,11 +142,32 @@ def test_the_steps_are_those_of_the_trailing_subsequence() -> None:
     assert torch.equal(oracle.states[0][1], field)
 
 
-def test_the_condition_is_encoded_once_per_tile_for_all_samples_and_steps() -> None:
+def test_the_condition_is_encoded_once_per_tile_and_sample_for_all_steps() -> None:
     oracle = make_oracle()
     deblur(oracle, picture(2, 3, 64, 192), settings=DeblurSettings(steps=4, samples=3, tile=128))
-    assert (len(oracle.conditions), oracle.guided, len(oracle.states)) == (2 * 2, 2, 2 * 2 * 3 * 4)
+    assert (len(oracle.conditions), oracle.guided, len(oracle.states)) == (2 * 2 * 3, 2 * 3, 2 * 2 * 3 * 4)
     assert len(oracle.estimated) == 2
+
+
+@pytest.mark.parametrize("tile", [None, 128])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_oracle_is_right_in_every_orientation(tile: int | None, eta: float) -> None:
+    image = picture(1, 3, 150, 201)
+    result = deblur(make_oracle(), image, settings=DeblurSettings(samples=9, steps=2, eta=eta, tile=tile))
+    assert torch.allclose(result.image, (1 - image).expand(9, -1, -1, -1), atol=1e-5)
+
+
+def test_samples_see_the_picture_turned(model: RDDM) -> None:
+    guess, defocus_map, noise = picture(1, 3, 64, 128), picture(1, 1, 64, 128), picture(1, 9, 3, 64, 128)
+    drawn = sample_residual(model, guess, defocus_map, samples=9, steps=2, noise=noise)
+    for n in range(9):
+        k = orientation_of_sample(n)
+        views = (turned(x, k) for x in (guess, defocus_map))
+        alone = sample_residual(model, *views, steps=2, noise=turned(noise[:, n : n + 1], k))
+        assert torch.allclose(turned_back(alone, k)[:, 0], drawn[:, n], atol=1e-5), k
+    again = sample_residual(model, guess, defocus_map, samples=9, steps=2, noise=noise[:, :1].expand(-1, 9, -1, -1, -1))
+    assert torch.equal(again[:, 8], again[:, 0]), "the ninth sees what the first saw"
+    assert not any(torch.allclose(again[:, n], again[:, 0], atol=1e-5) for n in range(1, 8))
 
 
 def test_a_batch_equals_its_single_pictures(model: RDDM) -> None:

@@ -15,6 +15,7 @@ from rddm_core.tiling import (
     cut_features,
     join_features,
     noise_tile,
+    pad_to_multiple,
     plan_axis,
     plan_tiles,
     plan_windows,
@@ -82,6 +83,14 @@ def test_cut_replicates_the_border() -> None:
     assert part.shape == (64, 64)
     assert torch.equal(part[:2, :3], image[0, 0])
     assert bool((part[2:, 1] == 4).all() and (part[0, 3:] == 2).all() and (part[2:, 3:] == 5).all())
+
+
+def test_padding_replicates_the_lower_and_right_border() -> None:
+    image = torch.rand(1, 3, 5, 8)
+    padded = pad_to_multiple(image, 4)
+    assert padded.shape[-2:] == (8, 8) and torch.equal(padded[..., :5, :], image)
+    assert torch.equal(padded[..., 5:, :], image[..., 4:, :].expand(-1, -1, 3, -1))
+    assert pad_to_multiple(padded, 4) is padded
 
 
 def test_a_wrong_tile_leaves_a_seam() -> None:
