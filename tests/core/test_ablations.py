@@ -47,14 +47,17 @@ def run(
     (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     plan = json.loads(SCRIPT.with_suffix(".json").read_text())
     plan["base"] |= {
-        "start_from": str(tiny_checkpoint),
         "network": config_to_dict(tiny_config),
         "data": {"root": str(tmp_path), "sharp": "", "masks": ""},
         "mixture": {"crop": 64, "synthetic": 0.0, "real": 1.0, "identity": 0.0},
         "batch": 1,
-        "steps": 2,
         "workers": 0,
     }
+    for group in plan["groups"].values():
+        group["base"] |= {"steps": 2}
+        for where in (group["base"], *(v["changes"] for v in group["variants"].values())):
+            if "start_from" in where:
+                where["start_from"] = str(tiny_checkpoint)
     monkeypatch.setenv("RDDM_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("RDDM_DATA", raising=False)
     monkeypatch.setattr(ablations, "PLAN", tmp_path / "plan.json")
@@ -75,7 +78,7 @@ def test_variants_are_trained_once_and_tabulated(
     run: Callable[..., Path], capsys: pytest.CaptureFixture[str], ablations: ModuleType
 ) -> None:
     folder = run("--only", "depthwise", "no-diffusion")
-    head, _, *rows = table(folder / "dev.md")
+    head, _, *rows = table(folder / "adapted-dev.md")
     assert [row[0] for row in rows] == ["blurred", "full", "depthwise", "no-diffusion"]
     assert all(len(row) == len(head) for row in rows)
     assert [row[head.index("against full")] for row in rows[:2]] == ["", ""]
@@ -109,31 +112,50 @@ def test_an_interrupted_run_goes_on(run: Callable[..., Path], monkeypatch: pytes
         patch.setattr("rddm_core.training.train.RunLog.step", stop)
         with pytest.raises(KeyboardInterrupt):
             run("--only", "full")
-    folder = run("--only", "full", "--leave-out", "b")
+    folder = run("--only", "full")
     assert read_info(folder / "full" / "model.safetensors").provenance["step"] == 2
 
 
 def test_a_collection_is_left_out(run: Callable[..., Path], ablations: ModuleType) -> None:
-    folder = run("--only", "full", "--leave-out", "b")
-    assert not (folder / "dev.md").exists(), "of one row there is nothing to compare"
-    text = (folder / "b.md").read_text()
+    folder = run("--only", "fresh", "--leave-out", "b")
+    assert not (folder / "fresh-dev.md").exists(), "of one row there is nothing to compare"
+    text = (folder / "without-b.md").read_text()
     assert text.index("all 2 pairs of b") < text.index("its 1 pairs of split=val")
-    rows = [row[0] for row in table(folder / "b.md")]
-    assert rows == ["", "---", "blurred", "full", "without-b"] * 2
+    rows = [row[0] for row in table(folder / "without-b.md")]
+    assert rows == ["", "---", "blurred", "fresh", "without-b"] * 2
     assert load_recipe(folder / "without-b" / "recipe.json").data.leave_out == "b"
-    full, without = (load_checkpoint(folder / name / "model.safetensors") for name in ("full", "without-b"))
-    assert not torch.equal(full.denoiser.intro.weight, without.denoiser.intro.weight)
-    blurs = [line.split(",")[0] for line in (folder / "b.csv").read_text().splitlines()[1:]]
+    fresh, without = (load_checkpoint(folder / name / "model.safetensors") for name in ("fresh", "without-b"))
+    assert not torch.equal(fresh.denoiser.intro.weight, without.denoiser.intro.weight)
+    blurs = [line.split(",")[0] for line in (folder / "without-b.csv").read_text().splitlines()[1:]]
     assert set(blurs) == {"1_blur.png", "3_blur.png"}
+
+
+def test_the_regression_stands_beside_the_method(run: Callable[..., Path], ablations: ModuleType) -> None:
+    folder = run("--only", "regression")
+    assert [row[0] for row in table(folder / "fresh-dev.md")[2:]] == ["blurred", "fresh", "regression"]
+    assert read_info(folder / "regression" / "model.safetensors").provenance["recipe"]["stage"] == "regression"
+
+
+def test_several_jobs_are_processes_of_their_own(run: Callable[..., Path], ablations: ModuleType) -> None:
+    folder = run("--only", "no-map", "--jobs", "2")
+    first = [(folder / name / "model.safetensors").read_bytes() for name in ("full", "no-map")]
+    assert "checkpoint:" in (folder / "full.log").read_text()
+    assert first[0] != first[1] and [row[0] for row in table(folder / "adapted-dev.md")[3:]] == ["full", "no-map"]
+    (folder / "broken.json").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"broken\.json failed: see .*broken\.log"):
+        ablations.train_apart(folder / "broken.json")
 
 
 def test_the_plan_holds_valid_recipes(ablations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDDM_RUNS", str(tmp_path))
-    plan = json.loads(ablations.PLAN.read_text())
-    variants = [ablations.Variant(name, **values) for name, values in plan["variants"].items()]
-    assert variants[0] == ablations.Variant("full", variants[0].what, {})
-    recipes = [load_recipe(ablations.write_recipe(plan["base"], v)) for v in variants]
-    assert len({json.dumps(config_to_dict(recipe)) for recipe in recipes}) == len(recipes)
-    same = {(r.steps, r.seed, json.dumps(config_to_dict(r.mixture)), r.batch, r.start_from, r.parts) for r in recipes}
-    assert len(same) == 1, "an ablation changes neither budget nor samples"
+    groups = ablations.read_plan(ablations.PLAN)
+    names = [v.name for group in groups.values() for v in group.variants]
+    assert len(set(names)) == len(names)
+    for group in groups.values():
+        recipes = [load_recipe(ablations.write_recipe(group.base, v)) for v in group.variants]
+        assert len({json.dumps(config_to_dict(recipe)) for recipe in recipes}) == len(recipes)
+        budgets = {(r.steps, r.seed, json.dumps(config_to_dict(r.mixture)), r.batch, r.learning_rate) for r in recipes}
+        assert len(budgets) == 1, "a variant changes neither budget nor samples"
+    assert groups["adapted"].variants[0].changes == {}
+    assert len({(r.start_from, r.parts) for r in recipes if r.stage == "joint"}) == 1
     assert os.listdir(tmp_path) == ["ablations"]
