@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,7 +77,8 @@ class DefocusEstimator(nn.Module):
         pad_h, pad_w = -h % PAD_MULTIPLE, -w % PAD_MULTIPLE
         x = F.pad(x, (0, pad_w, 0, pad_h), mode="replicate")
         pixels = torch.cat(((x - 0.5) / 0.25, focus_cues(x)), dim=1)
-        logits = self.segformer(pixel_values=pixels.to(self.dtype)).logits.float()
+        stages = self.segformer.segformer(pixels.to(self.dtype), output_hidden_states=True).hidden_states
+        logits = decode(self.segformer.decode_head, stages).float()
         logits = F.interpolate(logits, size=(h + pad_h, w + pad_w), mode="bilinear", align_corners=False)
         logits = logits[..., :h, :w]
         if (h, w) == (height, width):
@@ -84,6 +88,28 @@ class DefocusEstimator(nn.Module):
     def defocus_map(self, image: Tensor) -> Tensor:
         """image [B, 3, H, W] in 0..1 -> map [B, 1, H, W] in fp32, 0 sharp to 1 out of focus."""
         return torch.sigmoid(self(image))
+
+
+def decode(head: Any, stages: Sequence[Tensor]) -> Tensor:
+    """What transformers' SegFormer head makes of the encoder's stages [B, C_i, h_i, w_i], finest first: [B, 1, h, w].
+
+    The head enlarges every projected stage to the finest, joins them and applies a 1x1 convolution. That commutes with
+    enlarging, so here each stage passes both layers in one at its own size, and the results are added: the same up to
+    rounding, with a fifth of the work and without the joined tensor.
+    """
+    # Called linear_c before transformers 5.14.
+    projections = head.linear_projections if hasattr(head, "linear_projections") else head.linear_c
+    fuse = head.linear_fuse.weight.flatten(1).chunk(len(stages), dim=1)  # coarsest stage first
+    total: Tensor | None = None
+    for stage, projection, weight in zip(stages, projections, reversed(fuse), strict=True):
+        both = weight @ projection.proj.weight
+        stage = stage.contiguous(memory_format=torch.channels_last)  # the sum over channels is twice as fast
+        x = F.conv2d(stage, both[:, :, None, None], weight @ projection.proj.bias)
+        if total is None:
+            total = x
+        else:
+            total = total + F.interpolate(x, size=total.shape[-2:], mode="bilinear", align_corners=False)
+    return head.classifier(head.dropout(head.activation(head.batch_norm(total))))
 
 
 def focus_cues(image: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rddm_core.config import EstimatorConfig, RDDMConfig, lite
-from rddm_core.networks.defocus_estimator import DefocusEstimator, focus_cues, reduce_to
+from rddm_core.networks.defocus_estimator import DefocusEstimator, decode, focus_cues, reduce_to
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,17 @@ class Echo(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
         self.seen: list[Tensor] = []
+        one = torch.ones(1, 1)
+        self.decode_head = SimpleNamespace(
+            linear_projections=[SimpleNamespace(proj=SimpleNamespace(weight=one, bias=torch.zeros(1)))],
+            linear_fuse=SimpleNamespace(weight=one[..., None, None]),
+            **dict.fromkeys(("batch_norm", "activation", "dropout", "classifier"), nn.Identity()),
+        )
 
-    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        self.seen.append(pixel_values)
-        return SimpleNamespace(logits=F.avg_pool2d(pixel_values[:, :1], 4) * self.scale)
+    def segformer(self, pixels: Tensor, output_hidden_states: bool) -> SimpleNamespace:
+        assert output_hidden_states
+        self.seen.append(pixels)
+        return SimpleNamespace(hidden_states=[F.avg_pool2d(pixels[:, :1], 4) * self.scale])
 
 
 @pytest.fixture
@@ -78,6 +85,22 @@ def test_reduced_to_the_working_size_and_never_enlarged(
     assert segformer.seen[0].shape[-2:] == padded
     # (0.75 - 0.5) / 0.25 everywhere: the padding repeats the border, a black one would be an edge to find.
     torch.testing.assert_close(segformer.seen[0][:, :3], torch.ones(1, 3, *padded))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_head_is_that_of_transformers(estimator: DefocusEstimator, training: bool) -> None:
+    """Values and gradients, with the batch norm's own statistics and with those of the batch."""
+    pixels = torch.randn(2, 6, 96, 64)
+    segformer = estimator.segformer.train(training)
+    try:
+        encoded = segformer.segformer(pixels, output_hidden_states=True).hidden_states
+        stages = [stage.detach().requires_grad_() for stage in encoded]
+        found, wanted = decode(segformer.decode_head, stages), segformer.decode_head(stages)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+        for a, b in zip(*(torch.autograd.grad(x.square().sum(), stages) for x in (found, wanted)), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    finally:
+        segformer.eval()
 
 
 def test_reduction_is_antialiased() -> None:
