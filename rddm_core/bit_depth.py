@@ -22,6 +22,8 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from .planes import Block, strips
 
+PNG_XMP = "XML:com.adobe.xmp"
+"""Keyword of the text that an XMP packet is in a PNG."""
 INSTALL = "pip install tifffile imagecodecs"
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 259, 262, 339
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
@@ -223,6 +225,7 @@ def write_png(
     icc: bytes | None = None,
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
+    xmp: bytes | None = None,
 ) -> None:
     """Write uint16 strips [h, W, C] as PNG.
 
@@ -239,6 +242,8 @@ def write_png(
         _write_chunk(handle, b"pHYs", struct.pack(">IIB", *(round(x / 0.0254) for x in dpi), 1))  # 1: per metre
     if exif:
         _write_chunk(handle, b"eXIf", exif.removeprefix(b"Exif\0\0"))
+    if xmp:  # not compressed, no language
+        _write_chunk(handle, b"iTXt", PNG_XMP.encode() + b"\0\0\0\0\0" + xmp)
     deflate, pixel = zlib.compressobj(_PNG_COMPRESSION), 2 * channels
     for strip in rows:
         lines = strip.astype(">u2").view(np.uint8).reshape(len(strip), -1)

@@ -18,13 +18,14 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, TiffImagePlugin
+from PIL import Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin, TiffImagePlugin
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import bit_depth
 from .files import atomic_target
 from .planes import Block, NotFiniteError, divide_by_alpha, strips, to_planes, to_strips
+from .xmp import XmpError, about_the_photograph
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,12 @@ _WITHOUT_ALPHA = ("JPEG", "BMP")
 _WITHOUT_METADATA = ("BMP",)
 _MAX_JPEG_EXIF = 65533
 _MAX_JPEG_ICC = 255 * 65519
+_MAX_JPEG_XMP = 65504
 _MAX_OVERSHOOT = 0.1
 """Floating-point pictures may leave 0..1 by this much, as sharpening makes them do; what does so more is HDR."""
 _ORIENTATION = 0x0112
 _RESOLUTION = (0x011A, 0x011B, 0x0128)
+_TIFF_XMP, _PNG_XMP = 0x02BC, bit_depth.PNG_XMP
 _EXIF_FOLDER, _GPS_FOLDER, _INTEROPERABILITY_FOLDER = 0x8769, 0x8825, 0xA005
 # Of a TIFF's tags only these describe the photograph; the others describe how that file is laid out.
 _TIFF_PHOTO_TAGS = (
@@ -88,6 +91,7 @@ class LoadedImage:
         format: Pillow's name of the file format read, e.g. "JPEG".
         bits: per channel: 8, 16, or 32 for floating point; `save_image` writes as many where the format can.
         dpi: resolution in pixels per inch, across and down, or None.
+        xmp: packet with what it said about the photograph (`xmp.about_the_photograph`), or None.
     """
 
     pixels: Tensor
@@ -98,6 +102,7 @@ class LoadedImage:
     format: str = ""
     bits: int = 8
     dpi: tuple[float, float] | None = None
+    xmp: bytes | None = None
 
 
 def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> LoadedImage:
@@ -252,6 +257,7 @@ class _Metadata:
     exif: bytes | None
     orientation: int
     dpi: tuple[float, float] | None
+    xmp: bytes | None
 
     def loaded(self, pixels: Tensor, alpha: Tensor | None, grey: bool, bits: int, path: Path) -> LoadedImage:
         """With the pixels, which are upright."""
@@ -260,7 +266,7 @@ class _Metadata:
             logger.warning("%s: its colour profile does not fit its pixels and is left out", path)
             icc = None
         dpi = self.dpi[::-1] if self.dpi and self.orientation >= 5 else self.dpi
-        return LoadedImage(pixels, alpha, grey, icc, self.exif, self.format, bits, dpi)
+        return LoadedImage(pixels, alpha, grey, icc, self.exif, self.format, bits, dpi, self.xmp)
 
 
 def _from_pillow(image: Image.Image, path: Path) -> LoadedImage:
@@ -349,7 +355,9 @@ def _metadata(image: Image.Image, path: Path) -> _Metadata:
     if not icc and image.format == "PNG" and not _looks_like_srgb(image.info):
         logger.warning("%s: its gAMA and cHRM chunks are left out; embed a colour profile to keep the colours", path)
     orientation, exif = _exif(image.getexif, path, image.format == "TIFF")
-    return _Metadata(image.format or "", icc, exif, orientation, _dpi(image.info.get("dpi")))
+    # Text in a PNG before Pillow 11.
+    xmp = _xmp(image.info.get("xmp") or image.info.get(_PNG_XMP), path)
+    return _Metadata(image.format or "", icc, exif, orientation, _dpi(image.info.get("dpi")), xmp)
 
 
 def _tiff_metadata(handle: BinaryIO, directory: TiffImagePlugin.ImageFileDirectory_v2, path: Path) -> _Metadata:
@@ -366,7 +374,8 @@ def _tiff_metadata(handle: BinaryIO, directory: TiffImagePlugin.ImageFileDirecto
     dpi = _dpi((across * factor, down * factor)) if factor and across and down else None
     orientation, exif = _exif(tags, path, is_tiff=True)
     icc = directory.get(0x8773)
-    return _Metadata("TIFF", icc if isinstance(icc, bytes) else None, exif, orientation, dpi)
+    xmp = _xmp(directory.get(_TIFF_XMP), path)
+    return _Metadata("TIFF", icc if isinstance(icc, bytes) else None, exif, orientation, dpi, xmp)
 
 
 def _dpi(value: Any) -> tuple[float, float] | None:
@@ -397,6 +406,15 @@ def _exif(read: Callable[[], Image.Exif], path: Path, is_tiff: bool) -> tuple[in
     except Exception as error:  # other programs damage EXIF in many ways; the picture is not affected
         logger.warning("%s: its EXIF data are damaged (%s) and are left out", path, error)
         return orientation, None
+
+
+def _xmp(packet: Any, path: Path) -> bytes | None:
+    try:
+        packet = packet.encode() if isinstance(packet, str) else packet
+        return about_the_photograph(packet) if isinstance(packet, bytes) else None
+    except XmpError as error:
+        logger.warning("%s: its XMP data are damaged (%s) and are left out", path, error)
+        return None
 
 
 def _photo_tags(exif: Image.Exif) -> Image.Exif:
@@ -442,10 +460,12 @@ def _writer(path: Path, format: str, pixels: Tensor, like: LoadedImage, quality:
         image.save(handle, format=format, **options)
 
     def deep_png(handle: BinaryIO) -> None:
-        bit_depth.write_png(handle, rows, size, channels=channels, icc=like.icc, exif=like.exif, dpi=like.dpi)
+        bit_depth.write_png(
+            handle, rows, size, channels=channels, icc=like.icc, exif=like.exif, dpi=like.dpi, xmp=like.xmp
+        )
 
     def deep_tiff(handle: BinaryIO) -> None:
-        exif = _photo_tags(_parsed(like.exif)) if like.exif else None
+        exif = _with_xmp(_photo_tags(_parsed(like.exif)) if like.exif else Image.Exif(), like.xmp)
         bit_depth.write_tiff(handle, rows, size, channels=channels, bits=bits, icc=like.icc, exif=exif, dpi=like.dpi)
 
     if bits == 8:
@@ -488,8 +508,8 @@ def _save_options(path: Path, format: str, quality: int, like: LoadedImage) -> d
     if like.dpi:
         options["dpi"] = like.dpi
     if format in _WITHOUT_METADATA:
-        if like.icc or like.exif:
-            logger.warning("%s: %s holds no EXIF data and no colour profile, they are left out", path, format)
+        if like.icc or like.exif or like.xmp:
+            logger.warning("%s: %s holds no EXIF or XMP data and no colour profile: left out", path, format)
         return options
     if like.icc and format == "JPEG" and len(like.icc) > _MAX_JPEG_ICC:
         logger.warning("%s: its colour profile is too long for JPEG and is left out; save as PNG to keep it", path)
@@ -500,7 +520,30 @@ def _save_options(path: Path, format: str, quality: int, like: LoadedImage) -> d
         logger.warning("%s: its EXIF data are too long for JPEG and are left out", path)
     elif exif:
         options["exif"] = exif
-    return options
+    return options | _xmp_options(path, format, like)
+
+
+def _xmp_options(path: Path, format: str, like: LoadedImage) -> dict[str, Any]:
+    """Of Pillow's writers. JPEG needs Pillow 11 for it."""
+    if not like.xmp:
+        return {}
+    if format == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt(_PNG_XMP, like.xmp.decode())
+        return {"pnginfo": text}
+    if format == "TIFF":
+        return {"exif": _with_xmp(_parsed(like.exif) if like.exif else Image.Exif(), like.xmp)}
+    if format == "JPEG" and len(like.xmp) > _MAX_JPEG_XMP:
+        logger.warning("%s: its XMP data are too long for JPEG and are left out", path)
+        return {}
+    return {"xmp": like.xmp}
+
+
+def _with_xmp(exif: Image.Exif, xmp: bytes | None) -> Image.Exif:
+    """As the tag that TIFF keeps it in."""
+    if xmp:
+        exif[_TIFF_XMP] = xmp
+    return exif
 
 
 def _exif_with_resolution(like: LoadedImage) -> bytes | None:
