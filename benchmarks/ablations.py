@@ -4,7 +4,7 @@
 
 `ablations.json` holds what all runs share and two groups of variants. Those of `adapted` start from the shipped
 weights, without what they lack, and go on for a few steps; those of `fresh` start from nothing and take longer. Within
-a group all see the same samples and noise for the same number of steps, and are compared with its first. Runs lie in
+a group all see the same samples and noise in the same order, and are compared with its first. Runs lie in
 RDDM_RUNS (else ~/rddm-runs), folder `ablations`: what is finished there is not trained again, what was interrupted
 goes on. What is measured are the weights of the last step, so nothing is chosen.
 
@@ -77,13 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="of every run, instead of those of its group")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     args = parser.parse_args(arguments)
-    steps = {"steps": args.steps} if args.steps else {}
     chosen = {name: select(group, args.only) for name, group in groups.items()}
     left_out = [leave_out(name, groups[FRESH].variants[0]) for name in args.leave_out]
     runs = {name: list(variants) for name, variants in chosen.items()}
     if left_out:
         runs[FRESH] = [*(chosen[FRESH] or groups[FRESH].variants[:1]), *left_out]
-    recipes = {v.name: write_recipe({**groups[name].base, **steps}, v) for name in runs for v in runs[name]}
+    recipes = {v.name: write_recipe(groups[name].base, v, args.steps) for name in runs for v in runs[name]}
     weights = train_all(recipes, args.jobs)
     if not recipes:
         return
@@ -133,10 +132,12 @@ def collection(pair: Pair) -> str:
     return pair.columns.get("scene", "").split("/")[0]
 
 
-def write_recipe(base: Mapping[str, Any], variant: Variant) -> Path:
-    """The recipe of one variant, as a file beside its run. Raises ValueError where it is no valid recipe."""
+def write_recipe(base: Mapping[str, Any], variant: Variant, steps: int | None = None) -> Path:
+    """The recipe of one variant, as a file beside its run; `steps` instead of its own. Raises ValueError where it is no
+    valid recipe.
+    """
     path = runs_folder() / FOLDER / f"{variant.name}.json"
-    recipe = merge(base, variant.changes) | {"name": f"{FOLDER}/{variant.name}"}
+    recipe = merge(base, variant.changes) | {"name": f"{FOLDER}/{variant.name}"} | ({"steps": steps} if steps else {})
     write_text(path, json.dumps(recipe, indent=1) + "\n")
     load_recipe(path)
     return path
