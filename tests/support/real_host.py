@@ -25,6 +25,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
+from pack import run as run_coroutine
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,7 @@ class Host:
         on_message: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     ) -> Run:
         """Queue a prompt and wait for its end. `on_message` may answer with {"path": .., "data": ..} to post."""
-        return asyncio.run(self._run(prompt, previews, on_message))
+        return run_coroutine(self._run(prompt, previews, on_message))
 
     def _request(self, path: str, body: bytes | None = None) -> Any:
         try:
