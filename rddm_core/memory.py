@@ -27,11 +27,11 @@ own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6."
 def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
     """Bytes that the most demanding network allocates for a picture or tile of that size.
 
-    Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 60 more in small
+    Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 90 more in small
     pictures, whose blocks are no larger than a strip; 2000 in that of `paper`, which has 32 channels at full resolution
     and deformable convolutions there; 86 around a bank of six deconvolutions, and 39 per pixel of the picture padded
     for it; 232 in the guidance backbone, if it sees the whole picture. Per pixel of its working size the estimator
-    takes 352 (lite) or 640 (paper). Rounded up by 5 to 25 %. Half precision needs less, but not half: deformable
+    takes 173 (lite) or 282 (paper). Rounded up by 5 to 25 %. Half precision needs less, but not half: deformable
     layers work in fp32.
     """
     pixels, denoiser = height * width, config.denoiser
@@ -39,11 +39,11 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
     if denoiser.encoder_mixers[0] == "deformable":
         sampling = 70 * channels * pixels
     else:
-        sampling = 46 * channels * pixels + min(16 * channels * pixels, STRIP_BYTES)
+        sampling = 46 * channels * pixels + min(22 * channels * pixels, STRIP_BYTES)
     padded = (height + 2 * CONTEXT + RAMP) * (width + 2 * CONTEXT + RAMP)
     bank = (66 + 4 * len(denoiser.deconvolution_radii)) * pixels + 44 * padded
     guidance = _backbone_bytes(config, height, width)
-    estimator = 3.2 * config.estimator.decoder_width * min(pixels, config.estimator.working_size**2)
+    estimator = (75 + 0.9 * config.estimator.decoder_width) * min(pixels, config.estimator.working_size**2)
     return round(max(sampling, bank, guidance, estimator))
 
 

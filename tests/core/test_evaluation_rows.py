@@ -78,7 +78,7 @@ def test_rows_share_what_they_have_in_common(model: RDDM, picture: Tensor) -> No
     calls: dict[str, int] = {}
     # Layers within the networks: hooks of these themselves see the calls that are answered from memory, too.
     counted: dict[str, torch.nn.Module] = {
-        "estimator": model.estimator.segformer,
+        "estimator": model.estimator.segformer.segformer,
         "pre_deblur": model.pre_deblur.outro,
         "guidance": model.guidance.backbone,
         "denoiser": model.denoiser.time,
