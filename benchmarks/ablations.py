@@ -84,8 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs[FRESH] = [*(chosen[FRESH] or groups[FRESH].variants[:1]), *left_out]
     recipes = {v.name: write_recipe(groups[name].base, v, args.steps) for name in runs for v in runs[name]}
     weights = train_all(recipes, args.jobs)
-    if not recipes:
-        return
 
     data = load_recipe(next(iter(recipes.values()))).data
     pairs = find_pairs(data.resolved_root() / data.pairs, data.layout)

@@ -56,7 +56,7 @@ _MAX_OVERSHOOT = 0.1
 """Floating-point pictures may leave 0..1 by this much, as sharpening makes them do; what does so more is HDR."""
 _ORIENTATION = 0x0112
 _RESOLUTION = (0x011A, 0x011B, 0x0128)
-_TIFF_XMP, _PNG_XMP = 0x02BC, bit_depth.PNG_XMP
+_TIFF_XMP = 0x02BC
 _EXIF_FOLDER, _GPS_FOLDER, _INTEROPERABILITY_FOLDER = 0x8769, 0x8825, 0xA005
 # Of a TIFF's tags only these describe the photograph; the others describe how that file is laid out.
 _TIFF_PHOTO_TAGS = (
@@ -356,7 +356,7 @@ def _metadata(image: Image.Image, path: Path) -> _Metadata:
         logger.warning("%s: its gAMA and cHRM chunks are left out; embed a colour profile to keep the colours", path)
     orientation, exif = _exif(image.getexif, path, image.format == "TIFF")
     # Text in a PNG before Pillow 11.
-    xmp = _xmp(image.info.get("xmp") or image.info.get(_PNG_XMP), path)
+    xmp = _xmp(image.info.get("xmp") or image.info.get(bit_depth.PNG_XMP), path)
     return _Metadata(image.format or "", icc, exif, orientation, _dpi(image.info.get("dpi")), xmp)
 
 
@@ -529,7 +529,7 @@ def _xmp_options(path: Path, format: str, like: LoadedImage) -> dict[str, Any]:
         return {}
     if format == "PNG":
         text = PngImagePlugin.PngInfo()
-        text.add_itxt(_PNG_XMP, like.xmp.decode())
+        text.add_itxt(bit_depth.PNG_XMP, like.xmp.decode())
         return {"pnginfo": text}
     if format == "TIFF":
         return {"exif": _with_xmp(_parsed(like.exif) if like.exif else Image.Exif(), like.xmp)}

@@ -32,7 +32,14 @@ _KEPT: dict[str, tuple[str, frozenset[str] | None]] = {
         ),
     ),
     "Iptc4xmpCore": ("http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/", None),
-    "Iptc4xmpExt": ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", None),
+    "Iptc4xmpExt": (  # without ImageRegion, whose coordinates are those of the old file
+        "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
+        frozenset(
+            "AddlModelInfo ArtworkOrObject DigImageGUID DigitalSourceType Event EventId Genre LocationCreated "
+            "LocationShown ModelAge OrganisationInImageCode OrganisationInImageName PersonInImage "
+            "PersonInImageWDetails".split()
+        ),
+    ),
     "plus": ("http://ns.useplus.org/ldf/xmp/1.0/", None),
     "cc": ("http://creativecommons.org/ns#", None),
     "lr": ("http://ns.adobe.com/lightroom/1.0/", frozenset(["hierarchicalSubject"])),

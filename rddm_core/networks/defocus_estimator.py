@@ -95,7 +95,7 @@ def decode(head: Any, stages: Sequence[Tensor]) -> Tensor:
 
     The head enlarges every projected stage to the finest, joins them and applies a 1x1 convolution. That commutes with
     enlarging, so here each stage passes both layers in one at its own size, and the results are added: the same up to
-    rounding, with a fifth of the work and without the joined tensor.
+    rounding, with less work and without the joined tensor.
     """
     # Called linear_c before transformers 5.14.
     projections = head.linear_projections if hasattr(head, "linear_projections") else head.linear_c

@@ -29,11 +29,16 @@ PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
  <dc:subject><rdf:Bag><rdf:li>harbour</rdf:li><rdf:li>鷗</rdf:li></rdf:Bag></dc:subject>
  <Iptc4xmpCore:CreatorContactInfo rdf:parseType="Resource"><Iptc4xmpCore:CiEmailWork>a@b.org</Iptc4xmpCore:CiEmailWork>
  </Iptc4xmpCore:CreatorContactInfo>
+ <ext:PersonInImage xmlns:ext="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"><rdf:Bag><rdf:li>Ada</rdf:li></rdf:Bag>
+ </ext:PersonInImage><ext:ImageRegion xmlns:ext="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">a corner</ext:ImageRegion>
  <xmpMM:History><rdf:Seq><rdf:li dc:title="an edit"/></rdf:Seq></xmpMM:History>
  </rdf:Description></rdf:RDF></x:xmpmeta>
                   <?xpacket end="w"?>""".encode()
-KEPT = ("Gdańsk", "Boats &amp; gulls", "harbour", "鷗", "a@b.org", 'xmp:Rating="4"', 'xml:lang="x-default"')
-LEFT = ("Orientation", "Exposure2012", "image/jpeg", "ColorMode", "MotionPhoto", "History", "an edit", "CreatorTool")
+KEPT = ("Gdańsk", "Ada", "Boats &amp; gulls", "harbour", "鷗", "a@b.org", 'xmp:Rating="4"', 'xml:lang="x-default"')
+LEFT = (
+    *("Orientation", "a corner", "Exposure2012", "image/jpeg", "ColorMode", "MotionPhoto", "History"),
+    *("an edit", "CreatorTool"),
+)
 
 
 def described(*, about: str = "") -> bytes:
