@@ -142,15 +142,15 @@ def stage_works(model: RDDM, size: tuple[int, int]) -> Mapping[str, Callable[[],
     defocus_map = pipeline.estimate_defocus_map(model, picture)
     guess = pipeline.pre_deblur(model, picture, defocus_map)
     guidance = pipeline.encode_guidance(model, guess)
-    condition = model.denoiser.encode_condition(guess, defocus_map)
+    condition = model.denoiser.encode_condition(guess, defocus_map, guidance)
     noise, t = torch.randn_like(picture), torch.full((1,), model.config.diffusion.timesteps)
-    residual = model.denoiser(noise, t, condition, guidance) / model.residual_scale
+    residual = model.denoiser(noise, t, condition) / model.residual_scale
     return {
         "estimator": lambda: pipeline.estimate_defocus_map(model, picture),
         "pre-deblur": lambda: pipeline.pre_deblur(model, picture, defocus_map),
         "guidance": lambda: pipeline.encode_guidance(model, guess),
-        "condition": lambda: model.denoiser.encode_condition(guess, defocus_map),
-        "step": lambda: model.denoiser(noise, t, condition, guidance),
+        "condition": lambda: model.denoiser.encode_condition(guess, defocus_map, guidance),
+        "step": lambda: model.denoiser(noise, t, condition),
         "merge": lambda: pipeline.merge_residual(picture, guess, residual),
     }
 

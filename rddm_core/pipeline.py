@@ -296,8 +296,9 @@ def _residual_bands(
                 # c = (I_p, map, H(Backbone(I_p))), Eq. 13: once per tile and sample, never per step.
                 around = turned(surroundings, k)
                 tile_guess = around[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
-                condition = model.denoiser.encode_condition(tile_guess, turned(tile_map, k), around)
                 semantic = tuple(turned(cut_features(x, area, *padded), k) for x in seen[k])
+                condition = model.denoiser.encode_condition(tile_guess, turned(tile_map, k), semantic, around)
+                del semantic
                 noise_at = partial(noise_tile, area, model.stride, seed, n)
                 x = noise_at(0)  # line 3: x_T
                 if noise is not None:  # a padded border keeps the seeded noise
@@ -306,14 +307,14 @@ def _residual_bands(
                 x = turned(x.to(tile_guess.device), k)
                 for i, (t, s) in enumerate(timesteps):  # line 4: from t to s
                     callbacks.check()
-                    x_0 = model.denoiser(x, torch.full((1,), t, device=x.device), condition, semantic).float()
+                    x_0 = model.denoiser(x, torch.full((1,), t, device=x.device), condition).float()
                     z = turned(noise_at(i + 1).to(x.device), k) if eta > 0 and s > 0 else None  # line 5
                     x = ddim_step(x, x_0, alpha_bars[t], alpha_bars[s], eta, z)  # line 6
                     callbacks.report(done := done + 1, total)
                     if preview is not None and n == 0:
                         preview.show(tile_guess + x_0 / model.residual_scale, area)
                 add_tile(band[n : n + 1], turned_back(x / model.residual_scale, k), area, top)
-                del condition, semantic, around, tile_guess, x, x_0  # before the next sample's are made
+                del condition, around, tile_guess, x, x_0  # before the next sample's are made
             del surroundings, tile_map
         yield slice(top, end), band[:, :, : end - top]
         top, unfinished = end, band[:, :, end - top :].clone()

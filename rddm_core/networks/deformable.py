@@ -27,22 +27,76 @@ def deformable_aggregate(value: Tensor, offset: Tensor, modulation: Tensor, kern
         raise ValueError(f"offset {tuple(offset.shape)} or modulation {tuple(modulation.shape)} does not fit the input")
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be split into {groups} groups")
+    in_bags = value.device.type == "cpu" and not torch.is_grad_enabled()
     with torch.autocast(value.device.type, enabled=False):
-        v = value.float().reshape(batch * groups, channels // groups, height, width)
-        d = offset.float().reshape(batch * groups, taps, 2, height, width)
-        m = modulation.float().reshape(batch * groups, taps, 1, height, width)
-        xs = torch.arange(width, device=value.device, dtype=torch.float32)
-        ys = torch.arange(height, device=value.device, dtype=torch.float32)[:, None]
-        centre = kernel_size // 2
-        out = torch.zeros_like(v)
-        for k in range(taps):
-            x = xs + (k // kernel_size - centre) + d[:, k, 0]
-            y = ys + (k % kernel_size - centre) + d[:, k, 1]
-            # align_corners=False maps pixel centre i of n to (2 i + 1) / n - 1.
-            grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
-            sampled = F.grid_sample(v, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            out = torch.addcmul(out, sampled, m[:, k])
-    return out.reshape(batch, channels, height, width).to(value.dtype)
+        aggregate = _aggregate_in_bags if in_bags else _aggregate_taps
+        return aggregate(value.float(), offset.float(), modulation.float(), kernel_size).to(value.dtype)
+
+
+def _aggregate_taps(value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int) -> Tensor:
+    """The portable way, and the differentiable one: every tap samples the whole input."""
+    batch, channels, height, width = value.shape
+    groups, taps = modulation.shape[1:3]
+    v = value.reshape(batch * groups, channels // groups, height, width)
+    d = offset.reshape(batch * groups, taps, 2, height, width)
+    m = modulation.reshape(batch * groups, taps, 1, height, width)
+    xs = torch.arange(width, device=value.device, dtype=torch.float32)
+    ys = torch.arange(height, device=value.device, dtype=torch.float32)[:, None]
+    centre = kernel_size // 2
+    out = torch.zeros_like(v)
+    for k in range(taps):
+        x = xs + (k // kernel_size - centre) + d[:, k, 0]
+        y = ys + (k % kernel_size - centre) + d[:, k, 1]
+        # align_corners=False maps pixel centre i of n to (2 i + 1) / n - 1.
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        sampled = F.grid_sample(v, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        out = torch.addcmul(out, sampled, m[:, k])
+    return out.reshape(batch, channels, height, width)
+
+
+BAG_ELEMENTS = 2**18
+"""Corners of taps looked up at a time by `_aggregate_in_bags`: their indices and weights stay in a CPU's cache."""
+
+
+def _aggregate_in_bags(value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int) -> Tensor:
+    """Several times as fast on a CPU: a pixel of a group is a weighted sum over the four corners of its taps, which is
+    an embedding bag over the input's pixels. No tap's samples are ever stored.
+    """
+    batch, channels, height, width = value.shape
+    groups, taps = modulation.shape[1:3]
+    # A border of zeros is what taps outside see.
+    bordered = value.new_zeros(batch, height + 2, width + 2, channels)
+    bordered[:, 1:-1, 1:-1] = value.permute(0, 2, 3, 1)
+    table = bordered.view(-1, channels // groups)
+    offset, modulation = offset.permute(0, 4, 5, 1, 2, 3), modulation.permute(0, 3, 4, 1, 2)
+    tap, centre = torch.arange(taps), kernel_size // 2
+    xs = torch.arange(width)[:, None, None] + tap // kernel_size - centre
+    ys = (torch.arange(height)[:, None] + tap % kernel_size - centre)[:, None, None]
+    group = torch.arange(groups, dtype=torch.int32)[:, None]
+    rows = max(1, BAG_ELEMENTS // (4 * taps * groups * width))
+    out = value.new_empty(batch, height, width, channels)
+    for b in range(batch):
+        for top in range(0, height, rows):
+            strip = slice(top, top + rows)
+            d, m, first = offset[b, strip], modulation[b, strip], b * (height + 2) + 1
+            across = [((i + 1) * groups + group, w) for i, w in _corners(d[..., 0] + xs, width)]
+            down = [((i + first) * (width + 2) * groups, m * w) for i, w in _corners(d[..., 1] + ys[strip], height)]
+            indices = torch.cat([y + x for y, _ in down for x, _ in across], dim=-1)
+            weights = torch.cat([y * x for _, y in down for _, x in across], dim=-1)
+            bags = F.embedding_bag(
+                indices.reshape(-1, 4 * taps), table, mode="sum", per_sample_weights=weights.reshape(-1, 4 * taps)
+            )
+            out[b, strip] = bags.view(-1, width, channels)
+    return out.permute(0, 3, 1, 2)
+
+
+def _corners(position: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Both whole coordinates beside each position, as int32 in -1..size, and their weights in linear interpolation."""
+    low = position.floor()
+    fraction = position - low
+    # Clamped as integers: what no integer holds, such as a NaN, still becomes a valid index.
+    index = low.to(torch.int32)
+    return [(index.clamp(-1, size), 1 - fraction), ((index + 1).clamp(-1, size), fraction)]
 
 
 class DeformableConv(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -12,10 +12,22 @@ from torch.nn import functional as F
 from ..config import DenoiserConfig
 from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, unshuffled
 from .deconvolution import surrounded, wiener_bank
-from .guidance import features_for_level
+from .guidance import features_for_level, fitted
 
-Condition = tuple[Tensor, ...]
 MAX_DECONVOLUTION_RADIUS = 32.0
+
+
+class Condition(NamedTuple):
+    """c = (I_p, map, H(Backbone(I_p))) of Eq. 13, as far as it can be computed without t.
+
+    Attributes:
+        features: of the encoder's scales, finest first, and of the middle; with ``state_entry="encoder"`` its input
+            alone.
+        guidance: of every decoder scale, finest first, what each of its blocks adds, at the guidance's own size.
+    """
+
+    features: tuple[Tensor, ...]
+    guidance: tuple[tuple[Tensor, ...], ...]
 
 
 class DenoisingNetwork(nn.Module):
@@ -90,14 +102,25 @@ class DenoisingNetwork(nn.Module):
             self.state_gates = nn.ModuleList(ops.Linear(time_width, width) for width in config.widths)
 
     def encode_condition(
-        self, pre_deblurred: Tensor, defocus_map: Tensor, surroundings: Tensor | None = None
+        self,
+        pre_deblurred: Tensor,
+        defocus_map: Tensor,
+        guidance: tuple[Tensor, ...],
+        surroundings: Tensor | None = None,
     ) -> Condition:
         """What does not depend on t, computed once per image.
 
-        pre_deblurred [B, 3, H, W], defocus_map [B, 1, H, W], H and W multiples of `stride`. `surroundings` is
-        pre_deblurred with `deconvolution.CONTEXT` pixels more on every side, for a tile of a larger picture; None
-        replicates the border. Returns a tuple that `forward` takes as `condition`.
+        pre_deblurred [B, 3, H, W], defocus_map [B, 1, H, W], H and W multiples of `stride`; guidance from
+        `GuidanceNetwork`. `surroundings` is pre_deblurred with `deconvolution.CONTEXT` pixels more on every side, for
+        a tile of a larger picture; None replicates the border.
         """
+        shares = tuple(
+            tuple(block.project_guidance(features_for_level(guidance, level)) for block in cast(Any, blocks))
+            for level, blocks in enumerate(self.decoders)
+        )
+        return Condition(self._features(pre_deblurred, defocus_map, surroundings), shares)
+
+    def _features(self, pre_deblurred: Tensor, defocus_map: Tensor, surroundings: Tensor | None) -> tuple[Tensor, ...]:
         x = torch.cat((pre_deblurred, defocus_map), dim=1).to(next(self.parameters()).dtype)
         x = unshuffled(x, self.config.unshuffle)
         if self.config.state_entry == "encoder":
@@ -108,26 +131,26 @@ class DenoisingNetwork(nn.Module):
             x = x + conv_unshuffled(self.deconvolution_intro, bank.to(x.dtype))
         return self._encode(x)
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition, guidance: tuple[Tensor, ...]) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x_t [B, 3, H, W] (unit-scale residual with noise), t [B] in 1..T -> predicted x_0 [B, 3, H, W] in fp32."""
         dtype = next(self.parameters()).dtype
         time = self.time(t, dtype)
         states: list[Tensor] = []
+        features = condition.features
         if self.config.state_entry == "encoder":
             state = unshuffled(x_t.to(dtype), self.config.unshuffle)
-            condition = self._encode(self.intro(torch.cat((state, condition[0]), dim=1)))
+            features = self._encode(self.intro(torch.cat((state, features[0]), dim=1)))
             del state
         else:
             states = self._state_pyramid(x_t.to(dtype))
-        *skips, x = condition
+        *skips, x = features
         for level in reversed(range(len(skips))):
             x = self.ups[level](x) + skips[level]
             if states:
                 # At t = T the state is pure noise: the gate lets the network close this path per channel.
                 x = torch.addcmul(x, states.pop(), self.state_gates[level](time)[:, :, None, None].to(x.dtype))
-            semantic = features_for_level(guidance, level, (x.shape[-2], x.shape[-1]))
-            for block in cast(nn.ModuleList, self.decoders[level]):
-                x = block(x, time, semantic)
+            for block, share in zip(cast(Any, self.decoders[level]), condition.guidance[level], strict=True):
+                x = block(x, time, fitted(share, (x.shape[-2], x.shape[-1])))
         x = F.conv2d(x, self._last_weight(), self.outro.bias, padding=1)
         return F.pixel_shuffle(x, self.config.unshuffle).float()
 
@@ -141,7 +164,7 @@ class DenoisingNetwork(nn.Module):
         taps = rearrange(padded, "c out (y r) (x s) -> (out r s) c y x", y=3, x=3)
         return self.outro.weight + taps.flip(2, 3)
 
-    def _encode(self, x: Tensor) -> Condition:
+    def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
         skips = []
         for encoder, down in zip(self.encoders, self.downs, strict=True):
             x = encoder(x)

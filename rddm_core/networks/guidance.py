@@ -85,16 +85,20 @@ def build_backbone(config: GuidanceConfig) -> Any:
     return backbone
 
 
-def features_for_level(features: tuple[Tensor, ...], level: int, size: tuple[int, int]) -> Tensor:
-    """Guidance for one decoder scale: the stage of that level, interpolated bilinearly to `size` (h, w).
+def features_for_level(features: tuple[Tensor, ...], level: int) -> Tensor:
+    """Guidance for one decoder scale: the stage of that level.
 
     `features` is finest first, `level` counts from the finest decoder scale, and levels beyond the last stage
-    take the last one, so that every stage is used. Returns [B, width, h, w].
+    take the last one, so that every stage is used.
     """
-    stage = features[min(level, len(features) - 1)]
-    if stage.shape[-2:] == torch.Size(size):
-        return stage
-    return F.interpolate(stage, size=size, mode="bilinear", align_corners=False)
+    return features[min(level, len(features) - 1)]
+
+
+def fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, C, H, W] interpolated bilinearly to `size` (h, w)."""
+    if x.shape[-2:] == torch.Size(size):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def load_backbone_weights(guidance: GuidanceNetwork, source: str | Path) -> None:

@@ -64,9 +64,9 @@ def joint_loss(
     residual = model.residual_scale * (sharp - pre_deblurred)
     # Detached: a backward pass through the frozen backbone would slow every step, and p learns from I_p directly.
     guidance = model.guidance(pre_deblurred.detach())
-    condition = model.denoiser.encode_condition(pre_deblurred, defocus_map)
+    condition = model.denoiser.encode_condition(pre_deblurred, defocus_map, guidance)
     x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])
-    error = residual - model.denoiser(x_t, t, condition, guidance)
+    error = residual - model.denoiser(x_t, t, condition)
     return _means({"residual": error, "anchor": residual, "spectrum": _spectrum(error)}, weights)
 
 

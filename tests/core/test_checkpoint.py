@@ -59,8 +59,8 @@ def outputs(model: RDDM) -> list[Tensor]:
         defocus_map = model.estimator.defocus_map(image)
         first = model.pre_deblur(image, defocus_map)
         guidance = model.guidance(first)
-        condition = model.denoiser.encode_condition(first, defocus_map)
-        residual = model.denoiser(image - 0.5, torch.tensor([700]), condition, guidance)
+        condition = model.denoiser.encode_condition(first, defocus_map, guidance)
+        residual = model.denoiser(image - 0.5, torch.tensor([700]), condition)
     return [defocus_map, first, *guidance, residual]
 
 

@@ -55,6 +55,8 @@ def test_values_and_gradients_equal_the_definition(batch, channels, groups, heig
     ours, theirs = (inputs(batch, channels, groups, height, width, size) for _ in range(2))
     result, expected = deformable_aggregate(*ours, kernel_size=size), literal(*theirs, size=size)
     assert torch.allclose(result, expected, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(deformable_aggregate(*ours, kernel_size=size), expected, atol=1e-5)
     weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(3))
     (result * weights).sum().backward()
     (expected * weights).sum().backward()
@@ -62,9 +64,37 @@ def test_values_and_gradients_equal_the_definition(batch, channels, groups, heig
         assert torch.allclose(a.grad, b.grad, atol=2e-4)
 
 
-def test_taps_far_outside_read_zero():
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("far", [5.0, 100.0, -1e6])
+def test_taps_far_outside_read_zero(with_gradient, far):
     value, offset, modulation = inputs(1, 2, 1, 4, 4)
-    assert torch.equal(deformable_aggregate(value, offset * 0 + 100, modulation), torch.zeros_like(value))
+    with torch.set_grad_enabled(with_gradient):
+        result = deformable_aggregate(value, offset * 0 + far, modulation)
+    assert torch.equal(result, torch.zeros_like(value))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_an_offset_that_no_integer_holds_reaches_its_own_pixel_alone(bad):
+    value, offset, modulation = (x.detach() for x in inputs(1, 2, 1, 5, 5))
+    expected = deformable_aggregate(value, offset, modulation)
+    offset[:, :, 4, 1, 2, 3] = bad
+    with torch.no_grad():
+        result = deformable_aggregate(value, offset, modulation)
+    rest = torch.ones(5, 5, dtype=torch.bool)
+    rest[2, 3] = False
+    assert torch.allclose(result[..., rest], expected[..., rest], atol=1e-5)
+    assert math.isfinite(bad) or bool(result[..., 2, 3].isnan().all())
+
+
+def test_strips_of_rows_and_their_order_make_no_difference(monkeypatch):
+    arguments = [x.detach() for x in inputs(2, 4, 2, 9, 7)]
+    with torch.no_grad():
+        whole = deformable_aggregate(*arguments)
+        for rows in (1, 4):
+            monkeypatch.setattr("rddm_core.networks.deformable.BAG_ELEMENTS", rows * 4 * 9 * 2 * 7)
+            assert torch.equal(deformable_aggregate(*arguments), whole)
+            last = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in arguments]
+            assert torch.equal(deformable_aggregate(*last), whole)
 
 
 def test_whole_pixel_offsets_shift_the_picture():

@@ -17,6 +17,7 @@ from rddm_core.networks.guidance import (
     GuidanceNetwork,
     convert_efficientnet_lite0,
     features_for_level,
+    fitted,
     load_backbone_weights,
 )
 
@@ -174,13 +175,12 @@ def test_batch_items_are_independent(pretrained: GuidanceNetwork) -> None:
 
 def test_features_for_level() -> None:
     features = tuple(torch.rand(1, 2, size, size) for size in (16, 8, 4))
-    assert features_for_level(features, 1, (8, 8)) is features[1]
-    assert features_for_level(features, 2, (4, 4)) is features[2]
-    below = features_for_level(features, 3, (2, 2))  # deeper than the last stage
-    torch.testing.assert_close(below, F.avg_pool2d(features[2], 2))
-    assert features_for_level(features, 0, (64, 32)).shape == (1, 2, 64, 32)
-    flat = torch.full((1, 2, 3, 5), 0.25)
-    torch.testing.assert_close(features_for_level((flat,), 0, (7, 9)), torch.full((1, 2, 7, 9), 0.25))
+    for level, stage in enumerate((0, 1, 2, 2)):  # deeper than the last stage: the last
+        assert features_for_level(features, level) is features[stage]
+    assert fitted(features[2], (4, 4)) is features[2]
+    torch.testing.assert_close(fitted(features[2], (2, 2)), F.avg_pool2d(features[2], 2))
+    assert fitted(features[0], (64, 32)).shape == (1, 2, 64, 32)
+    torch.testing.assert_close(fitted(torch.full((1, 2, 3, 5), 0.25), (7, 9)), torch.full((1, 2, 7, 9), 0.25))
 
 
 def test_weights_from_files(tmp_path: Path, published: dict[str, Tensor], pretrained: GuidanceNetwork) -> None:

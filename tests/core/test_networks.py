@@ -169,8 +169,8 @@ def test_shapes_and_condition(model, height, width):
     with torch.no_grad():
         guess = model.pre_deblur(image, defocus_map)
         guidance = model.guidance(guess)
-        condition = model.denoiser.encode_condition(guess, defocus_map)
-        out = model.denoiser(torch.randn(2, 3, height, width), torch.tensor([1300, 5]), condition, guidance)
+        condition = model.denoiser.encode_condition(guess, defocus_map, guidance)
+        out = model.denoiser(torch.randn(2, 3, height, width), torch.tensor([1300, 5]), condition)
     assert guess.shape == out.shape == image.shape and guess.dtype == out.dtype == torch.float32
     strides = [s * model.config.guidance.reduction for s in (4, 8, 16)]
     assert [tuple(g.shape) for g in guidance] == [(2, 8, height // s, width // s) for s in strides]
@@ -183,7 +183,8 @@ def test_every_input_matters(model):
         with torch.no_grad():
             guidance = model.guidance(image)
             guidance = tuple(g * 0 for g in guidance) if mute else guidance
-            return model.denoiser(x_t, torch.tensor([t]), model.denoiser.encode_condition(image, defocus_map), guidance)
+            condition = model.denoiser.encode_condition(image, defocus_map, guidance)
+            return model.denoiser(x_t, torch.tensor([t]), condition)
 
     reference = predict()
     assert torch.equal(predict(), reference)
@@ -199,13 +200,13 @@ def test_every_input_matters(model):
 
 def test_the_lite_encoder_does_not_depend_on_the_state():
     denoiser = RDDM(small(lite())).denoiser
-    assert len(denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))) == 5
     calls = []
     denoiser.intro.register_forward_hook(lambda *_: calls.append(1))
-    condition = denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))
     guidance = tuple(torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
+    condition = denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), guidance)
+    assert len(condition.features) == 5 and [len(shares) for shares in condition.guidance] == [1, 1, 1, 1]
     for t in (1300, 650):
-        denoiser(torch.randn(1, 3, 64, 64), torch.tensor([t]), condition, guidance)
+        denoiser(torch.randn(1, 3, 64, 64), torch.tensor([t]), condition)
     assert len(calls) == 1
 
 
@@ -240,7 +241,9 @@ def test_state_entry_encoder_runs_everything_per_step():
     config = replace(small(lite()).denoiser, state_entry="encoder", deconvolution_radii=())
     denoiser = DenoisingNetwork(config, 8, 1300, 64)
     assert not hasattr(denoiser, "state_intro")
-    assert len(denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64))) == 1
+    guidance = tuple(torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
+    condition = denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), guidance)
+    assert len(condition.features) == 1
 
 
 def test_an_attention_cell_off_the_strides_is_refused():

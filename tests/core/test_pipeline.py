@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rddm_core.config import RDDMConfig, lite
 from rddm_core.diffusion import ddim_step, make_alpha_bars
 from rddm_core.networks.blocks import RDDBlock
+from rddm_core.networks.denoiser import Condition
 from rddm_core.networks.model import RDDM
 from rddm_core.optics import map_from_radius, scale_map
 from rddm_core.orientation import orientation_of_sample, turned, turned_back
@@ -69,14 +70,14 @@ class Oracle(nn.Module):
             self.owner = [owner]
 
         def encode_condition(
-            self, pre_deblurred: Tensor, defocus_map: Tensor, surroundings: Tensor
-        ) -> tuple[Tensor, ...]:
+            self, pre_deblurred: Tensor, defocus_map: Tensor, guidance: tuple[Tensor, ...], surroundings: Tensor
+        ) -> Condition:
             self.owner[0].conditions.append((pre_deblurred, defocus_map))
-            return (pre_deblurred,)
+            return Condition((pre_deblurred,), (guidance,))
 
-        def forward(self, x_t: Tensor, t: Tensor, condition: tuple[Tensor, ...], guidance: Any) -> Tensor:
+        def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             self.owner[0].states.append((int(t), x_t))
-            pre_deblurred = condition[0]
+            (pre_deblurred,), (guidance,) = condition
             assert x_t.shape == pre_deblurred.shape
             assert torch.allclose(guidance[0], F.avg_pool2d(pre_deblurred, 16), atol=1e-6), "of the picture as it lies"
             sharp = 1 - (pre_deblurred - 0.2) / 0.5

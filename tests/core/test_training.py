@@ -386,7 +386,7 @@ def test_a_rebuilt_network_begins_as_the_old_one_ends(tiny_config):
     assert new.residual_scale == 7.0
     guess, defocus_map, state = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
     predictions = [
-        m.denoiser(state, torch.tensor([9]), m.denoiser.encode_condition(guess, defocus_map), m.guidance(guess))
+        m.denoiser(state, torch.tensor([9]), m.denoiser.encode_condition(guess, defocus_map, m.guidance(guess)))
         for m in (old, new)
     ]
     torch.testing.assert_close(predictions[0], predictions[1])
@@ -501,12 +501,8 @@ def test_silent_parts_have_no_effect_and_are_not_trained(tiny_config, narrow_net
     with torch.no_grad():
         assert torch.equal(model.pre_deblur(image, torch.rand(1, 1, 64, 64)), image)
         assert not any(stage.any() for stage in model.guidance(image))
-        condition, guidance, t = (
-            model.denoiser.encode_condition(image, image[:, :1]),
-            model.guidance(image),
-            torch.ones(1),
-        )
-        first, second = (model.denoiser(torch.randn_like(image), t, condition, guidance) for _ in range(2))
+        condition = model.denoiser.encode_condition(image, image[:, :1], model.guidance(image))
+        first, second = (model.denoiser(torch.randn_like(image), torch.ones(1), condition) for _ in range(2))
         assert torch.equal(first, second) and first.any()
     trained = {id(p) for p in select_trainable(model, recipe)}
     state = [p for name, p in model.denoiser.named_parameters() if name.startswith("state_")]
