@@ -80,6 +80,8 @@ class Recipe:
     warmup_steps: int = 300
     decay_share: float = 1.0
     """Share of the run, at its end, over which the rate follows a cosine to its final value; before, it is constant."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the hidden 1x1 and 2x2 convolutions, AdamW for the rest (`optimizers.make_optimizers`)."""
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     ema: float = 0.999

@@ -36,6 +36,7 @@ from .losses import (
     sample_timesteps,
     sample_weights,
 )
+from .optimizers import make_optimizers
 from .recipe import Recipe, load_recipe, runs_folder
 from .validate import to_tensor, validate_estimator, validate_joint, validate_regression
 
@@ -45,7 +46,6 @@ WEIGHTS_LICENCE = (
 )
 MAX_BAD_STEPS = 20
 ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
-REGRESSION_SHARE = 1 / 16
 MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
 
 
@@ -138,11 +138,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     model = build_model(recipe)
     parameters = select_trainable(model, recipe)
     objective = Objective(model, recipe).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, parameters, recipe), lr=recipe.learning_rate, betas=(0.9, 0.999), fused=True
-    )
     # Placed on its device first: averages and restored moments follow the parameters.
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    wrapped, *optimizers = accelerator.prepare(objective, *make_optimizers(model, parameters, recipe))
     average = MovingAverage(parameters, recipe.ema)
     step, seconds, cpu_seconds, best = 0, 0.0, 0.0, -math.inf
     if resume and state_path.exists():
@@ -150,7 +147,10 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         state = torch.load(state_path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         model.residual_scale = state["residual_scale"]
-        optimizer.load_state_dict(state["optimizer"])
+        # A run of an earlier version had one.
+        stored = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
+        for optimizer, restored in zip(optimizers, stored, strict=True):
+            optimizer.load_state_dict(restored)
         average.values = [value.to(p.device) for value, p in zip(state["average"], parameters, strict=True)]
         step, seconds, best = state["step"], state["seconds"], state["best"]
         cpu_seconds = state.get("cpu_seconds", math.nan)  # a run of an earlier version did not count them
@@ -170,7 +170,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
 
     def save() -> None:
         if accelerator.is_main_process:
-            save_state(state_path, model, optimizer, average, step, seconds, cpu_seconds, best)
+            save_state(state_path, model, optimizers, average, step, seconds, cpu_seconds, best)
 
     def validate() -> float:
         with average.applied(), accelerator.autocast():
@@ -203,8 +203,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         if recipe.stage == "joint" and step in recipe.residual_scale_steps:
             model.residual_scale = measure_residual_scale(model, sources, recipe)
             log.line(f"step {step}: residual_scale {model.residual_scale:.3f}")
-        for group in optimizer.param_groups:
-            # A run of an earlier version has groups without a share.
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = group.get("share", 1.0) * learning_rate(recipe, step)
         with accelerator.autocast():
             losses = wrapped(batch)
@@ -212,7 +211,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         accelerator.backward(losses["loss"])
         norm = float(accelerator.clip_grad_norm_(parameters, recipe.clip_norm))
         if math.isfinite(norm) and bool(torch.isfinite(losses["loss"])):
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             average.update(step)
             bad = 0
         else:
@@ -220,7 +220,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
             log.line(f"step {step}: loss or gradient is not finite, step skipped")
             if bad > MAX_BAD_STEPS:
                 raise FloatingPointError(f"{bad} steps in a row without a finite loss: lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.monotonic() - tick
         cpu_seconds += time.process_time() - cpu_tick
@@ -354,27 +355,6 @@ def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
-    """Groups of an optimizer; `share` is what its learning rate is multiplied by.
-
-    Biases and the like do not decay. A regression answers in units of the image, where residuals are about 16 times
-    smaller than the scaled ones of the denoiser: its last layer would move too fast at the same rate.
-    """
-    last = {id(p) for p in model.pre_deblur.outro.parameters()} if recipe.stage == "regression" else set()
-    groups = []
-    for share, chosen in (
-        (1.0, [p for p in parameters if id(p) not in last]),
-        (REGRESSION_SHARE, [p for p in parameters if id(p) in last]),
-    ):
-        weights, rest = [p for p in chosen if p.ndim > 1], [p for p in chosen if p.ndim <= 1]
-        groups += [
-            {"params": part, "weight_decay": decay, "share": share}
-            for part, decay in ((weights, recipe.weight_decay), (rest, 0.0))
-            if part
-        ]
-    return groups
-
-
 def set_training_mode(model: RDDM, recipe: Recipe) -> None:
     """Training mode, but for an estimator that is not trained: its BatchNorm statistics must not drift."""
     model.train()
@@ -454,7 +434,7 @@ def describe(recipe: Recipe, step: int, spent: dict[str, float], figures: dict[s
 def save_state(
     path: Path,
     model: RDDM,
-    optimizer: Any,
+    optimizers: Sequence[Any],
     average: MovingAverage,
     step: int,
     seconds: float,
@@ -465,7 +445,7 @@ def save_state(
     state = {
         "model": model.state_dict(),
         "residual_scale": model.residual_scale,
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "average": average.values,
         "step": step,
         "seconds": seconds,

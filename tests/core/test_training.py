@@ -275,9 +275,12 @@ def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, 
         assert [sheet.name for sheet in (runs / name / "sheets").iterdir()] == ["0000004.jpg"]
 
 
-def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, narrow_networks, collection, tmp_path, monkeypatch):
-    whole = run(write_recipe(tmp_path, collection, name="whole"))
-    part = write_recipe(tmp_path, collection, name="part")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    runs, narrow_networks, collection, tmp_path, monkeypatch, optimizer
+):
+    whole = run(write_recipe(tmp_path, collection, name="whole", optimizer=optimizer))
+    part = write_recipe(tmp_path, collection, name="part", optimizer=optimizer)
     # Stop after the second step as a kill would, then go on from the checkpoint of that moment.
     steps = []
 
@@ -335,7 +338,7 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
         command = [sys.executable, *launcher, str(script), str(recipe), json.dumps(config_to_dict(tiny_config))]
         subprocess.run(command, check=True, env=environment, timeout=300, cwd=tmp_path)
-        state = torch.load(runs / f"p{processes}" / "state.pt", weights_only=True)["optimizer"]["state"]
+        state = torch.load(runs / f"p{processes}" / "state.pt", weights_only=True)["optimizers"][0]["state"]
         moments.append(torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]))
     one, two = moments
     assert float((one - two).norm()) < 0.02 * float(one.norm())

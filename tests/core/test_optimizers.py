@@ -1,0 +1,97 @@
+"""Muon: the orthogonalisation, the step, and which parameters it gets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rddm_core.networks.model import RDDM
+from rddm_core.training.optimizers import Muon, make_optimizers, muon_parameters, orthogonalised
+from rddm_core.training.recipe import Recipe
+from rddm_core.training.train import select_trainable
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 20), (20, 48)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_singular_values_are_brought_near_one(shape, scale):
+    generator = torch.Generator().manual_seed(sum(shape))
+    matrix = torch.randn(shape, generator=generator) * scale
+    u, before, v = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalised(matrix)
+    assert result.shape == matrix.shape
+    # In the basis of the matrix the result is diagonal: its singular vectors stay as they are.
+    inside = u.T @ result @ v.T
+    assert float((inside - torch.diag(inside.diag())).abs().max()) < 1e-3
+    large = before > 0.01 * before.norm()
+    assert bool(((inside.diag()[large] > 0.6) & (inside.diag()[large] < 1.25)).all())
+
+
+def test_a_gradient_of_zero_moves_nothing():
+    assert torch.equal(orthogonalised(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_step_is_as_large_as_one_of_adamw_whatever_the_gradient(memory_format):
+    weight = nn.Parameter(torch.zeros(32, 16, 2, 2).to(memory_format=memory_format))
+    optimizer = Muon([weight], lr=0.01, weight_decay=0.0)
+    direction = torch.randn(32, 16, 2, 2, generator=torch.Generator().manual_seed(1))
+    weight.grad = direction * 1e-4
+    optimizer.step()
+    # AdamW's updates measure 0.2 to 0.4 of the learning rate in the root mean square (Liu et al. 2025).
+    assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.2 * 0.01, rel=0.25)
+    assert float((weight.detach() * direction).sum()) < 0, "downhill"
+
+
+def test_weights_decay_by_the_learning_rate():
+    weight = nn.Parameter(torch.ones(4, 4, 1, 1))
+    weight.grad = torch.zeros_like(weight)
+    Muon([weight], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4, 1, 1), 0.95))
+
+
+def test_momentum_outlives_a_gradient():
+    weight = nn.Parameter(torch.zeros(4, 4, 1, 1))
+    optimizer = Muon([weight], lr=0.1, weight_decay=0.0)
+    weight.grad = torch.eye(4)[:, :, None, None]
+    optimizer.step()
+    first = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert float((weight.detach() - first)[0, 0]) < 0, "goes on in the same direction"
+    weight.grad = None
+    stopped = weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(weight, stopped)
+
+
+def test_a_quadratic_is_solved():
+    target = torch.randn(8, 6, 1, 1, generator=torch.Generator().manual_seed(2))
+    weight = nn.Parameter(torch.zeros_like(target))
+    optimizer = Muon([weight], lr=0.2, weight_decay=0.0)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.2 * (1 - step / 300)
+        optimizer.zero_grad()
+        (weight - target).square().sum().backward()
+        optimizer.step()
+    assert float((weight - target).detach().abs().max()) < 0.02
+
+
+def test_every_trained_parameter_has_one_optimizer(tiny_config):
+    model = RDDM(tiny_config)
+    recipe = Recipe("x", "joint", optimizer="muon")
+    parameters = select_trainable(model, recipe)
+    adamw, muon = make_optimizers(model, parameters, recipe)
+    owned = [id(p) for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in parameters)
+    names = {id(p): name for name, p in model.named_parameters()}
+    chosen = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    assert {"denoiser.encoders.0.0.expand.weight", "denoiser.downs.0.conv.weight"} <= chosen
+    assert not any("intro" in name or "outro" in name or "mixer.weight" in name for name in chosen)
+    assert [p for p in muon_parameters(model, parameters[:3]) if id(p) not in {id(q) for q in parameters[:3]}] == []
+
+
+def test_without_muon_there_is_adamw_alone(tiny_config):
+    model, recipe = RDDM(tiny_config), Recipe("x", "joint")
+    (only,) = make_optimizers(model, select_trainable(model, recipe), recipe)
+    assert isinstance(only, torch.optim.AdamW)
