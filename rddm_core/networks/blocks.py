@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -164,7 +165,13 @@ def in_strips(function: Callable[..., Tensor], rows: int, halo: int, *inputs: Te
 
 def unshuffled(x: Tensor, factor: int) -> Tensor:
     """Pixel unshuffle into channels_last, in which depthwise convolutions and norms run several times as fast."""
-    return F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
+    planes = rearrange(x, "b c (h r) (w s) -> b (c r s) h w", r=factor, s=factor)
+    return planes.contiguous(memory_format=torch.channels_last)
+
+
+def shuffled(x: Tensor, factor: int) -> Tensor:
+    """Pixel shuffle into planes, as pictures lie; torch's own keeps channels_last, in half the speed."""
+    return rearrange(x, "b (c r s) h w -> b c (h r) (w s)", r=factor, s=factor)
 
 
 def conv_unshuffled(conv: nn.Conv2d, x: Tensor) -> Tensor:

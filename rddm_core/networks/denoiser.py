@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import DenoiserConfig
-from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, unshuffled
+from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, shuffled, unshuffled
 from .deconvolution import surrounded, wiener_bank
 from .guidance import features_for_level, fitted
 
@@ -152,7 +152,7 @@ class DenoisingNetwork(nn.Module):
             for block, share in zip(cast(Any, self.decoders[level]), condition.guidance[level], strict=True):
                 x = block(x, time, fitted(share, (x.shape[-2], x.shape[-1])))
         x = F.conv2d(x, self._last_weight(), self.outro.bias, padding=1)
-        return F.pixel_shuffle(x, self.config.unshuffle).float()
+        return shuffled(x, self.config.unshuffle).float()
 
     def _last_weight(self) -> Tensor:
         """Of `outro` and `overlap` in one: a transposed convolution of twice the block's width, of which every block

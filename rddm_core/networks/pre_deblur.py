@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import PreDeblurConfig
-from .blocks import Downsample, RDDBlock, Upsample, conv_unshuffled
+from .blocks import Downsample, RDDBlock, Upsample, conv_unshuffled, shuffled
 
 
 class PreDeblurModule(nn.Module):
@@ -58,4 +57,4 @@ class PreDeblurModule(nn.Module):
         x = self.middle(x)
         for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
             x = decoder(up(x) + skips.pop())
-        return image.float() + F.pixel_shuffle(self.outro(x), self.unshuffle).float()
+        return image.float() + shuffled(self.outro(x), self.unshuffle).float()
