@@ -19,8 +19,8 @@ GUIDANCE_CONTEXT = 192
 """What the backbone sees of the picture around such a window, in pixels."""
 STRIP_BYTES = 25e6
 """What is alive within a strip of a block (networks/blocks.py)."""
-BAG_BYTES = 12e6
-"""What is alive within a strip of a deformable convolution at full resolution (networks/deformable.py)."""
+BAG_BYTES = 9e6
+"""The same of a deformable convolution on a CPU (networks/deformable.py)."""
 OVERHEAD = 3.0
 """What the operating system may count on a CPU for a byte of live tensors: convolutions hold copies in layouts of their
 own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6."""
@@ -30,16 +30,16 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
     """Bytes that the most demanding network allocates for a picture or tile of that size.
 
     Measured as the peak of live tensors in fp32, per pixel: 177 bytes in the denoiser of `lite`, and 90 more in small
-    pictures, whose blocks are no larger than a strip; 1600 in that of `paper`, which has 32 channels at full resolution
-    and deformable convolutions there, and 900 more in small pictures; 86 around a bank of six deconvolutions, and 39
-    per pixel of the picture padded for it; 232 in the guidance backbone, if it sees the whole picture. Per pixel of its
-    working size the estimator takes 173 (lite) or 282 (paper). Rounded up by 5 to 25 %. Half precision needs less, but
-    not half: deformable layers work in fp32.
+    pictures, whose blocks are no larger than a strip; 2000 in that of `paper`, which has 32 channels at full resolution
+    and deformable convolutions there (a CPU takes 1600, but 2500 in small pictures); 86 around a bank of six
+    deconvolutions, and 39 per pixel of the picture padded for it; 232 in the guidance backbone, if it sees the whole
+    picture. Per pixel of its working size the estimator takes 173 (lite) or 282 (paper). Rounded up by 5 to 25 %. Half
+    precision needs less, but not half: deformable layers work in fp32.
     """
     pixels, denoiser = height * width, config.denoiser
     channels = denoiser.widths[0] / denoiser.unshuffle**2
     if denoiser.encoder_mixers[0] == "deformable":
-        sampling = 54 * channels * pixels + min(30 * channels * pixels, BAG_BYTES)
+        sampling = 70 * channels * pixels + min(12 * channels * pixels, BAG_BYTES)
     else:
         sampling = 46 * channels * pixels + min(22 * channels * pixels, STRIP_BYTES)
     padded = (height + 2 * CONTEXT + RAMP) * (width + 2 * CONTEXT + RAMP)
