@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint
+from rddm_core.networks import deformable
 from rddm_core.networks.model import RDDM
 from rddm_core.pipeline import DeblurSettings, deblur
 
@@ -24,7 +25,8 @@ from .contenders import LONG, stage_works
 from .pictures import photograph
 from .process import timed
 
-VARIANTS = ("as shipped", "channels_last", "contiguous", "huge pages")
+TAPS = "tap by tap"
+VARIANTS = ("as shipped", "channels_last", "contiguous", "huge pages", TAPS)
 """Ways to run the same weights: memory formats, and with THP_MEM_ALLOC_ENABLE in the environment."""
 COMPILED = "compiled"
 
@@ -80,8 +82,9 @@ class Cost:
 class CostCounter(TorchDispatchMode):
     """Records the cost of every operator that is called inside it.
 
-    Counted are matrix products and convolutions (torch.utils.flop_counter) and Fourier transforms (2.5 n log2 n for
-    real ones); what works element by element counts by its bytes alone. Views and bare allocations cost nothing.
+    Counted are matrix products and convolutions (torch.utils.flop_counter), Fourier transforms (2.5 n log2 n for real
+    ones) and embedding bags; what works element by element counts by its bytes alone. Views and bare allocations cost
+    nothing.
     """
 
     def __init__(self) -> None:
@@ -122,6 +125,9 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     if packet in (torch.ops.aten._fft_r2c, torch.ops.aten._fft_c2r):
         real, axes = (args[0] if packet is torch.ops.aten._fft_r2c else out), args[1]
         return 2.5 * real.numel() * math.log2(math.prod(real.shape[axis] for axis in axes))
+    if packet in (torch.ops.aten._embedding_bag, torch.ops.aten._embedding_bag_forward_only):
+        table, indices = args[:2]
+        return 2.0 * indices.numel() * table.shape[1]
     return 0.0
 
 
@@ -193,6 +199,8 @@ def measure_variant(variant: str, size: tuple[int, int], threads: int, repeats: 
     model = load_checkpoint(default_checkpoint_path())
     if variant in ("channels_last", "contiguous"):
         use_memory_format(model, torch.channels_last if variant == "channels_last" else torch.contiguous_format)
+    elif variant == TAPS:
+        deformable._aggregate_in_bags = deformable._aggregate_taps
     elif variant == COMPILED:
         compile_networks(model)
     first, seconds = timed(lambda: run(model)), [timed(lambda: run(model))]
