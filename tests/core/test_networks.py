@@ -23,6 +23,7 @@ from rddm_core.config import (
 from rddm_core.diffusion import make_alpha_bars
 from rddm_core.networks.blocks import ChannelAttention, LayerNorm2d, RDDBlock, simple_gate
 from rddm_core.networks.denoiser import DenoisingNetwork
+from rddm_core.networks.guidance import fitted
 from rddm_core.networks.model import RDDM
 from rddm_core.training.losses import estimator_loss, joint_loss
 
@@ -94,6 +95,22 @@ def test_a_zero_modulation_bias_would_be_dead():
     nn.init.zeros_(block.mixer.offset_modulation.bias)
     block(torch.randn(1, 16, 8, 8)).sum().backward()
     assert float(block.mixer.offset_modulation.weight.grad.abs().sum()) == 0
+
+
+def test_guidance_applied_once_equals_guidance_concatenated():
+    """Eq. 11 concatenates it at the block's size; its share is computed at its own size, and enlarged after."""
+    torch.manual_seed(0)
+    block = RDDBlock(16, 8, time_width=4, guidance_width=6)
+    awaken(block)
+    x, time, guidance = torch.randn(1, 16, 16, 16), torch.randn(1, 4), torch.randn(1, 6, 8, 8)
+    gated = []
+    block.attention.register_forward_hook(lambda module, inputs, output: gated.append(inputs[0] * output))
+    with torch.no_grad():
+        result = block(x, time, fitted(block.project_guidance(guidance), (16, 16)))
+        middle = x + block.beta * block.project(torch.cat((gated[0], fitted(guidance, (16, 16))), dim=1))
+        first, second = block.feed_in(block.norm2(middle)).chunk(2, dim=1)
+        expected = middle + block.gamma * block.feed_out(first * second)
+    torch.testing.assert_close(result, expected)
 
 
 def test_lite_keeps_every_part_and_stays_small():
