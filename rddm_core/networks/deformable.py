@@ -59,7 +59,7 @@ BAG_ELEMENTS = 2**18
 
 
 def _aggregate_in_bags(value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int) -> Tensor:
-    """Several times as fast on a CPU: a pixel of a group is a weighted sum over the four corners of its taps, which is
+    """For a CPU: a pixel of a group is a weighted sum over the four corners of its taps, which is
     an embedding bag over the input's pixels. No tap's samples are ever stored.
     """
     batch, channels, height, width = value.shape
