@@ -27,7 +27,7 @@ from .process import timed
 
 TAPS = "tap by tap"
 VARIANTS = ("as shipped", "channels_last", "contiguous", "huge pages", TAPS)
-"""Ways to run the same weights: memory formats, and with THP_MEM_ALLOC_ENABLE in the environment."""
+"""Ways to run the same weights: memory formats, THP_MEM_ALLOC_ENABLE in the environment, deformable layers by taps."""
 COMPILED = "compiled"
 
 
