@@ -24,6 +24,8 @@ CROP = 160
 """Side of the crops, in pixels; they are shown at 200 %."""
 SHOWN_PAIRS = 5
 MAIN_ROW = "final"
+TARGET = "target"
+"""Caption of the sharp photograph among the crops."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class CropCollector:
         top, left = strongest_window(change.mean(dim=0).abs(), CROP)
         self.crops[pair.columns["blur"]] = {
             row: _to_bytes(picture[:, top : top + CROP, left : left + CROP])
-            for row, picture in {**pictures, "target": target}.items()
+            for row, picture in {**pictures, TARGET: target}.items()
         }
 
 
@@ -224,7 +226,11 @@ def _crop_section(
         before = r.rows[BLURRED]["psnr"]
         caption = f"{_text(name)}: input {before:.2f} dB, {_text(main)} {_gain(r, main):+.2f} dB"
         figures = []
-        for row, crop in crops.get(name, {}).items():
+        shown = crops.get(name, {})
+        # What is judged stands first, in view; the strip scrolls to the other rows.
+        first = [row for row in (BLURRED, main, TARGET) if row in shown]
+        for row in dict.fromkeys((*first, *shown)):
+            crop = shown[row]
             gain = f" {r.rows[row]['psnr'] - before:+.2f} dB" if row in r.rows and row != BLURRED else ""
             size = f'width="{2 * crop.shape[1]}" height="{2 * crop.shape[0]}"'
             figures.append(
@@ -232,7 +238,7 @@ def _crop_section(
                 "</figcaption></figure>"
             )
         blocks.append(f"<h3>{caption}</h3>\n<div class=crops>{''.join(figures)}</div>")
-    note = f"By the gain of {_text(main)}, where it changed the error most; 200 %."
+    note = f"By the gain of {_text(main)}, where it changed the error most; 200 %. Strips scroll to the other rows."
     return _section(title, *blocks, f"<p>{note}</p>")
 
 
