@@ -55,10 +55,11 @@ class ChannelAttention(nn.Module):
         return F.interpolate(attention, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def make_mixer(mixer: Mixer, channels: int, group_width: int, ops: Any) -> nn.Module:
-    """The spatial mixer of a block: depthwise 3x3 convolution (NAFBlock) or DCNv4 (pre-deblur block, RDD block)."""
+def make_mixer(mixer: Mixer, channels: int, cell: int, group_width: int, ops: Any) -> nn.Module:
+    """The spatial mixer of a block: depthwise 3x3 convolution (NAFBlock) or DCNv4 (pre-deblur block, RDD block), which
+    looks no farther than the attention does."""
     if mixer == "deformable":
-        return DeformableConv(channels, group_width, ops=ops)
+        return DeformableConv(channels, cell, group_width, ops=ops)
     return ops.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
 
@@ -89,7 +90,7 @@ class RDDBlock(nn.Module):
         self.norm1 = LayerNorm2d(channels, ops)
         self.time = ops.Linear(time_width, 2 * channels) if time_width else None
         self.expand = ops.Conv2d(channels, 2 * channels, 1)
-        self.mixer = make_mixer(mixer, 2 * channels, group_width, ops)
+        self.mixer = make_mixer(mixer, 2 * channels, cell, group_width, ops)
         self.attention = ChannelAttention(channels, cell, ops)
         self.project = ops.Conv2d(channels + guidance_width, channels, 1)
         self.norm2 = LayerNorm2d(channels, ops)
@@ -122,7 +123,7 @@ class RDDBlock(nn.Module):
             return torch.addcmul(x, y.to(x.dtype), self.gamma.to(x))
 
         rows = strip_rows(x, 2 * x.shape[1])
-        # A deformable convolution may look anywhere.
+        # A deformable convolution looks too far around.
         y = mix(x) if isinstance(self.mixer, DeformableConv) else in_strips(mix, rows, 1, x)
         attention = self.attention(y).to(y.dtype)
         y = y * attention if torch.is_grad_enabled() else y.mul_(attention)

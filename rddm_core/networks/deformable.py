@@ -105,13 +105,17 @@ class DeformableConv(nn.Module):
     [B, C, H, W] -> [B, C, H, W]. Offsets and modulations come from a 1x1 convolution whose weights start at zero and
     whose modulation bias starts at 1/K. With a zero bias the output is zero, and under SimpleGate its gradient too,
     for ever.
+
+    `reach`: offsets above so many features, down or across, see zeros, as outside the picture (`_within`). DCNv4 knows
+    no bound, but crops end after a few features: beyond them nothing was ever learned, and tiles could not agree.
     """
 
-    def __init__(self, channels: int, group_width: int = 32, kernel_size: int = 3, ops: Any = nn) -> None:
+    def __init__(self, channels: int, reach: float, group_width: int = 32, kernel_size: int = 3, ops: Any = nn) -> None:
         super().__init__()
         if channels % group_width:
             raise ValueError(f"{channels} channels cannot be split into groups of {group_width}")
         self.kernel_size = kernel_size
+        self.reach = reach
         self.groups = channels // group_width
         taps = kernel_size * kernel_size
         self.offset_modulation = ops.Conv2d(channels, self.groups * taps * 3, 1)
@@ -127,4 +131,12 @@ class DeformableConv(nn.Module):
         # Layout per group, as in DCNv4: 2K interleaved (x, y) offsets, then K modulations.
         both = self.offset_modulation(x).reshape(batch, self.groups, 3 * taps, height, width)
         offset = both[:, :, : 2 * taps].reshape(batch, self.groups, taps, 2, height, width)
-        return deformable_aggregate(x, offset, both[:, :, 2 * taps :], self.kernel_size)
+        modulation = both[:, :, 2 * taps :] * _within(offset, self.reach)
+        return deformable_aggregate(x, offset, modulation, self.kernel_size)
+
+
+def _within(offset: Tensor, reach: float) -> Tensor:
+    """[B, G, K, 2, H, W] -> [B, G, K, H, W]: 1 up to `reach`, 0 from one feature farther on, linear between, as
+    bilinear sampling ends at the picture's border.
+    """
+    return (reach + 1 - offset.abs()).clamp(0, 1).prod(dim=3)

@@ -146,14 +146,45 @@ def test_channels_must_split_into_groups():
     with pytest.raises(ValueError, match="cannot be split"):
         deformable_aggregate(torch.zeros(1, 4, 2, 2), torch.zeros(1, 3, 9, 2, 2, 2), torch.zeros(1, 3, 9, 2, 2))
     with pytest.raises(ValueError, match="cannot be split"):
-        DeformableConv(48, group_width=32)
+        DeformableConv(48, reach=4, group_width=32)
 
 
 def test_a_fresh_layer_is_a_box_filter_and_alive():
-    layer = DeformableConv(8, group_width=4)
+    layer = DeformableConv(8, reach=4, group_width=4)
     x = torch.randn(1, 8, 6, 6)
     box = torch.nn.functional.avg_pool2d(x, 3, stride=1, padding=1)
     assert torch.allclose(layer(x), box, atol=1e-5)
     first, second = layer(x).chunk(2, dim=1)
     (first * second).sum().backward()  # SimpleGate: a zero start would keep this gradient at zero for ever
     assert float(layer.offset_modulation.weight.grad.abs().min()) > 0
+
+
+def shifting(layer: DeformableConv, across: float, down: float) -> None:
+    """Every tap of every pixel looks so far to the right and down."""
+    bias = layer.offset_modulation.bias.detach().view(layer.groups, -1)
+    bias[:, :18:2], bias[:, 1:18:2] = across, down
+
+
+@pytest.mark.parametrize(("distance", "share"), [(3, 1), (4, 1), (4.25, 0.75), (5, 0), (9, 0)])
+@pytest.mark.parametrize("axis", ["across", "down"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_lies_beyond_the_reach_is_as_outside_the_picture(distance, share, axis, sign):
+    layer = DeformableConv(4, reach=4, group_width=4)
+    with torch.no_grad():
+        shifting(layer, **{"across": 0, "down": 0} | {axis: sign * distance})
+        result = layer(torch.ones(1, 4, 32, 32))
+    assert torch.allclose(result[..., 12:20, 12:20], torch.full((), float(share)), atol=1e-5)
+
+
+def test_a_value_farther_away_than_reach_and_tap_changes_nothing():
+    torch.manual_seed(0)
+    layer = DeformableConv(4, reach=3, group_width=2)
+    x = torch.randn(1, 4, 40, 40)
+    far = x.clone()
+    far[..., 25:, :] += 1
+    with torch.no_grad():
+        torch.nn.init.normal_(layer.offset_modulation.weight, std=3)
+        before, after = layer(x), layer(far)
+    # Reach 3, one more where it fades, one to the tap, one of interpolation.
+    assert torch.equal(before[..., : 25 - 6, :], after[..., : 25 - 6, :])
+    assert not torch.equal(before[..., 21:25, :], after[..., 21:25, :])
