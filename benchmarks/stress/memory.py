@@ -288,5 +288,7 @@ def fit_slope(series: list[int], warmup: int) -> tuple[float, float]:
     block = SOAK_BLOCK if len(values) >= 5 * SOAK_BLOCK else max(1, len(values) // 5)
     count = len(values) // block
     means = values[: count * block].reshape(count, block).mean(axis=1)
+    if not np.ptp(means):  # scipy has no error for a line without any deviation
+        return 0.0, 0.0
     line = stats.linregress(np.arange(count) * block, means)
     return float(line.slope), float(stats.t.ppf(0.975, count - 2) * line.stderr)

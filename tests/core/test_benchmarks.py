@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,3 +192,15 @@ class TestProcess:
         block = torch.ones(50_000_000)  # 200 MB
         del block
         assert 190 < memory.above() < 260
+
+
+@pytest.mark.parametrize("slope", [0, 3, -0.5])
+def test_the_soak_tells_growing_memory_from_flat(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "stress"))
+    memory = importlib.import_module("memory")
+    warmup = [900_000 - 1000 * i for i in range(100)]
+    fitted, half_width = memory.fit_slope([*warmup, *(800_000 + slope * i for i in range(400))], len(warmup))
+    assert fitted == pytest.approx(slope, abs=1e-9) and half_width == pytest.approx(0, abs=1e-9)
+    noisy = [800_000 + slope * i + 50 * (-1) ** (i // 20) for i in range(400)]
+    fitted, half_width = memory.fit_slope(noisy, 0)
+    assert abs(fitted - slope) <= half_width < 1
