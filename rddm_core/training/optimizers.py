@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..networks.model import RDDM
@@ -22,7 +23,8 @@ class Muon(torch.optim.Optimizer):
     (Liu et al. 2025), so that both share a learning rate.
 
     For convolutions, as matrices [out, in x kernel]. torch.optim.Muon takes plain matrices and iterates in bf16, for
-    which a CPU without AVX-512 needs ten times as long; this one iterates in fp32.
+    which a CPU without AVX-512 needs ten times as long; this one iterates in fp32. Of several processes, each
+    orthogonalises a share of the matrices and gives the others its results.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -30,18 +32,41 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                average = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(average, group["momentum"])
-                update = orthogonalised(ahead.flatten(1))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view(p.shape), alpha=-0.2 * math.sqrt(max(update.shape)) * group["lr"])
+        moved = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        ahead = [self._average(p, group["momentum"]) for p, group in moved]
+        for (p, group), update in zip(moved, _orthogonalised_by_all(ahead), strict=True):
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            p.add_(update.view(p.shape), alpha=-0.2 * math.sqrt(max(update.shape)) * group["lr"])
+
+    def _average(self, p: Tensor, momentum: float) -> Tensor:
+        """The gradient of p, as a matrix, after Nesterov's momentum."""
+        gradient, state = cast(Tensor, p.grad), self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        average = state["momentum"].lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum).flatten(1)
+
+
+def _orthogonalised_by_all(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalised` of every matrix; all processes must call it with the same ones."""
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes == 1 or not matrices:
+        return [orthogonalised(matrix) for matrix in matrices]
+    results = matrices[0].new_zeros(sum(matrix.numel() for matrix in matrices))
+    parts = results.split([matrix.numel() for matrix in matrices])
+    work = [0] * processes
+    for i in sorted(range(len(matrices)), key=lambda i: -_work(matrices[i])):
+        process = work.index(min(work))
+        work[process] += _work(matrices[i])
+        if process == dist.get_rank():
+            parts[i].copy_(orthogonalised(matrices[i]).flatten())
+    dist.all_reduce(results)  # of every part all but one are zero
+    return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
+
+
+def _work(matrix: Tensor) -> int:
+    """Multiplications of an iteration, but for a factor."""
+    return min(matrix.shape) ** 2 * (2 * max(matrix.shape) + min(matrix.shape))
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:

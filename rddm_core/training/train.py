@@ -46,6 +46,8 @@ WEIGHTS_LICENCE = (
 )
 MAX_BAD_STEPS = 20
 ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
+WAKING = 0.05
+"""beta and gamma of blocks that join trained networks. At 0 nothing inside them gets a gradient, and they sleep on."""
 MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
 
 
@@ -306,7 +308,8 @@ def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> l
     """Copy every tensor of `source` that fits into `target`, or those of `parts` alone; returns the names of those of
     `target` left as built.
 
-    Layers that only `target` has and that add to the sum of others start at zero, so that it begins as `source` ends.
+    Layers that only `target` has and that add to the sum of others start at zero, so that it begins as `source` ends;
+    blocks that only `target` has change little at first.
     """
     given, wanted = source.state_dict(), target.state_dict()
     taken = tuple(f"{part}." for part in parts) or ("",)
@@ -319,8 +322,12 @@ def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> l
     left = sorted(set(wanted) - set(fitting))
     with torch.no_grad():
         for name, parameter in target.named_parameters():
-            if name in left and name.startswith(taken) and name.startswith(ADDED_LAYERS):
+            if name not in left or not name.startswith(taken):
+                continue
+            if name.startswith(ADDED_LAYERS):
                 parameter.zero_()
+            elif name.endswith((".beta", ".gamma")):
+                parameter.fill_(WAKING)
     target.residual_scale, target.recommended_steps = source.residual_scale, source.recommended_steps
     return left
 

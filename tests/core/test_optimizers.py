@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +80,44 @@ def test_a_quadratic_is_solved():
         (weight - target).square().sum().backward()
         optimizer.step()
     assert float((weight - target).detach().abs().max()) < 0.02
+
+
+STEPS = """
+import sys
+import torch
+from torch import nn
+from rddm_core.training import optimizers
+
+rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+calls, orthogonalised = [], optimizers.orthogonalised
+optimizers.orthogonalised = lambda matrix: calls.append(matrix.shape) or orthogonalised(matrix)
+if processes > 1:
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+generator = torch.Generator().manual_seed(3)
+shapes = ((16, 8, 1, 1), (8, 8, 2, 2), (4, 32, 1, 1), (8, 8, 1, 1))
+weights = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+optimizer = optimizers.Muon(weights, lr=0.1, weight_decay=0.1)
+for _ in range(3):
+    for weight in weights[:-1]:  # the last one has no gradient
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    optimizer.step()
+torch.save({"weights": [weight.detach() for weight in weights], "calls": len(calls)}, f"{folder}/{processes}-{rank}.pt")
+"""
+
+
+def test_processes_share_the_work_and_step_alike(tmp_path):
+    def run(rank: int, processes: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", STEPS, str(rank), str(processes), str(tmp_path)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        return subprocess.Popen(command, env=environment)
+
+    assert [process.wait(120) for process in (run(0, 1), run(0, 2), run(1, 2))] == [0, 0, 0]
+    alone, *shared = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")]
+    for one in shared:
+        for weight, wanted in zip(one["weights"], alone["weights"], strict=True):
+            torch.testing.assert_close(weight, wanted, rtol=0, atol=1e-6)
+    assert alone["calls"] == 9 and sorted(one["calls"] for one in shared) == [3, 6], "every matrix once"
 
 
 def test_every_trained_parameter_has_one_optimizer(tiny_config):

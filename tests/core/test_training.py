@@ -395,6 +395,23 @@ def test_a_rebuilt_network_begins_as_the_old_one_ends(tiny_config):
     torch.testing.assert_close(predictions[0], predictions[1])
 
 
+def test_blocks_that_join_change_little_and_wake(tiny_config):
+    old, deeper = RDDM(tiny_config).eval(), replace(tiny_config.denoiser, decoder_blocks=(2, 1, 1, 1))
+    new = RDDM(replace(tiny_config, denoiser=deeper)).eval()
+    transfer_weights(old, new)
+    guess, defocus_map, state = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
+    predictions = [
+        m.denoiser(state, torch.tensor([9]), m.denoiser.encode_condition(guess, defocus_map, m.guidance(guess)))
+        for m in (old, new)
+    ]
+    change = float(((predictions[1] - predictions[0]).norm() / predictions[0].norm()).detach())
+    assert 0 < change < 0.1
+    predictions[1].square().sum().backward()
+    joined = list(new.denoiser.decoders[0][1].parameters())
+    assert joined and all(float(p.grad.abs().max()) > 0 for p in joined if p.grad is not None)
+    assert sum(p.grad is not None for p in joined) > 10
+
+
 def test_pairs_are_trained_with_the_map_of_the_whole_photograph(tiny_config, collection):
     pairs = photo_pairs(collection / "real_pairs", "train")
     maps = estimate_pair_maps(RDDM(tiny_config), pairs)
