@@ -234,12 +234,13 @@ def pre_deblur_names() -> Iterator[str]:
 def denoiser_names() -> Iterator[str]:
     yield from affine("intro", "outro", "time.hidden", "time.out", "state_intro")
     yield from ("deconvolution_intro.weight", "overlap.weight")
-    for level, blocks in enumerate((2, 2, 3, 3)):
+    for level, (before, after) in enumerate(zip((4, 4, 3, 3), (3, 3, 1, 1), strict=True)):
         yield from affine(f"downs.{level}.conv", f"state_gates.{level}")
         yield f"ups.{level}.conv.weight"
-        for i in range(blocks):
+        for i in range(before):
             yield from block_names(f"encoders.{level}.{i}")
-        yield from block_names(f"decoders.{level}.0", deformable=level >= 2, decoder=True)
+        for i in range(after):
+            yield from block_names(f"decoders.{level}.{i}", deformable=level >= 2, decoder=True)
     for level in range(3):
         yield from affine(f"state_downs.{level}.conv")
     for i in range(2):

@@ -216,12 +216,14 @@ def test_every_input_matters(model):
 
 
 def test_the_lite_encoder_does_not_depend_on_the_state():
-    denoiser = RDDM(small(lite())).denoiser
+    config = small(lite())
+    denoiser = RDDM(config).denoiser
     calls = []
     denoiser.intro.register_forward_hook(lambda *_: calls.append(1))
     guidance = tuple(torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
     condition = denoiser.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), guidance)
-    assert len(condition.features) == 5 and [len(shares) for shares in condition.guidance] == [1, 1, 1, 1]
+    assert len(condition.features) == 5
+    assert tuple(len(shares) for shares in condition.guidance) == config.denoiser.decoder_blocks
     for t in (1300, 650):
         denoiser(torch.randn(1, 3, 64, 64), torch.tensor([t]), condition)
     assert len(calls) == 1
@@ -299,5 +301,6 @@ class TestConfig:
         """Checkpoints of format 1 lack the later fields: their defaults must stay what those files meant."""
         first = RDDMConfig("lite", EstimatorConfig(), GuidanceConfig(), PreDeblurConfig(), DenoiserConfig())
         guidance = replace(lite().guidance, reduction=1)
-        denoiser = replace(lite().denoiser, deconvolution_radii=(), overlap=False)
+        blocks = {"encoder_blocks": (2, 2, 3, 3), "decoder_blocks": (1, 1, 1, 1)}
+        denoiser = replace(lite().denoiser, deconvolution_radii=(), overlap=False, **blocks)
         assert first == replace(lite(), guidance=guidance, denoiser=denoiser)

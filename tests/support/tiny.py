@@ -31,6 +31,7 @@ def make_tiny_config() -> RDDMConfig:
             config.denoiser,
             widths=(16, 16, 32, 32),
             encoder_blocks=(1,) * 4,
+            decoder_blocks=(1,) * 4,
             middle_width=32,
             middle_blocks=1,
             deformable_group_width=16,
