@@ -140,8 +140,8 @@ def paper() -> RDDMConfig:
 
 
 def nafnet() -> RDDMConfig:
-    """A plain NAFNet U-Net (Chen et al. 2022) in p's place, as deep as `lite`'s denoiser, to compare with: regression
-    from picture to picture (`regression.py`). The other networks are there in a small size, and of no use."""
+    """A plain NAFNet U-Net (Chen et al. 2022) in p's place, about as large as `lite`'s denoiser, to compare with:
+    regression from picture to picture (`regression.py`). The other networks are small, and of no use."""
     depthwise: tuple[Mixer, ...] = ("depthwise",) * 5
     return RDDMConfig(
         name="nafnet",
