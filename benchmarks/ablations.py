@@ -113,10 +113,16 @@ def read_plan(path: Path) -> dict[str, Group]:
 
 
 def select(group: Group, names: Sequence[str]) -> list[Variant]:
-    """The variants of `group` that are in `names`, and its first where there is any."""
+    """The variants of `group` that are in `names` and those that they start from, and its first where there is any."""
     first, *others = group.variants
-    found = [v for v in others if v.name in names]
+    starts = {v.changes.get("start_from") for v in others if v.name in names}
+    found = [v for v in others if v.name in names or run_name(v) in starts]
     return [first, *found] if found or first.name in names else []
+
+
+def run_name(variant: Variant) -> str:
+    """Of its recipe, and of its folder among all runs."""
+    return f"{FOLDER}/{variant.name}"
 
 
 def leave_out(name: str, whole: Variant) -> Variant:
@@ -135,7 +141,7 @@ def write_recipe(base: Mapping[str, Any], variant: Variant, steps: int | None = 
     valid recipe.
     """
     path = runs_folder() / FOLDER / f"{variant.name}.json"
-    recipe = merge(base, variant.changes) | {"name": f"{FOLDER}/{variant.name}"} | ({"steps": steps} if steps else {})
+    recipe = merge(base, variant.changes) | {"name": run_name(variant)} | ({"steps": steps} if steps else {})
     write_text(path, json.dumps(recipe, indent=1) + "\n")
     load_recipe(path)
     return path
@@ -144,23 +150,30 @@ def write_recipe(base: Mapping[str, Any], variant: Variant, steps: int | None = 
 def train_all(recipes: Mapping[str, Path], jobs: int) -> dict[str, Path]:
     """Train every recipe, or what is left of it; returns the weights of their last steps by name.
 
-    One job trains in this process; of more, each is a process with one thread, and the first failure stops what has
-    not begun. Raises ValueError where a run that is there was made by another recipe, RuntimeError where a process
-    failed.
+    Those that start from another's weights come last. One job trains in this process; of more, each is a process with
+    one thread, and the first failure stops what has not begun. Raises ValueError where a run that is there was made by
+    another recipe, RuntimeError where a process failed.
     """
-    missing = [path for path in recipes.values() if not finished(path)]
-    if jobs <= 1:
-        for path in missing:
-            run(path, resume=True)
-    else:
-        with ThreadPoolExecutor(jobs) as pool:
-            try:
-                for done in as_completed([pool.submit(train_apart, path) for path in missing]):
-                    done.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    missing = {path: load_recipe(path) for path in recipes.values() if not finished(path)}
+    trained_here = {recipe.name for recipe in missing.values()}
+    for later in (False, True):
+        train_some([path for path, recipe in missing.items() if (recipe.start_from in trained_here) == later], jobs)
     return {name: weights_of(path) for name, path in recipes.items()}
+
+
+def train_some(paths: Sequence[Path], jobs: int) -> None:
+    """Train these recipes, in any order."""
+    if jobs <= 1:
+        for path in paths:
+            run(path, resume=True)
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done in as_completed([pool.submit(train_apart, path) for path in paths]):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def train_apart(path: Path) -> None:

@@ -70,9 +70,11 @@ def joint_loss(
     return _means({"residual": error, "anchor": residual, "spectrum": _spectrum(error)}, weights)
 
 
-def regression_loss(model: RDDM, blurred: Tensor, sharp: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
-    """Of the network in p's place without a map: `residual` |I - p(I_b)|_1 and `spectrum`, as in `joint_loss`."""
-    error = sharp - model.pre_deblur(blurred, torch.zeros_like(blurred[:, :1]))
+def pre_deblur_loss(
+    model: RDDM, blurred: Tensor, sharp: Tensor, defocus_map: Tensor, weights: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Of p alone: `residual` |I - I_p|_1 and `spectrum`; arguments as in `joint_loss`."""
+    error = sharp - model.pre_deblur(blurred, defocus_map)
     return _means({"residual": error, "spectrum": _spectrum(error)}, weights)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..networks.model import RDDM
 from .recipe import Recipe
 
-REGRESSION_SHARE = 1 / 16
+LAST_LAYER_SHARE = 1 / 16
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: five iterations bring singular values from 0.01 to 1 to between 0.6 and 1.2."""
 
@@ -108,14 +108,15 @@ def muon_parameters(model: RDDM, parameters: Sequence[nn.Parameter]) -> list[nn.
 def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
     """Groups of an optimizer; `share` is what its learning rate is multiplied by.
 
-    Biases and the like do not decay. A regression answers in units of the image, where residuals are about 16 times
-    smaller than the scaled ones of the denoiser: its last layer would move too fast at the same rate.
+    Biases and the like do not decay. p by itself, like a regression, answers in units of the image, where residuals are
+    about 16 times smaller than the scaled ones of the denoiser: its last layer would move too fast at the same rate.
     """
-    last = {id(p) for p in model.pre_deblur.outro.parameters()} if recipe.stage == "regression" else set()
+    alone = recipe.stage in ("pre_deblur", "regression")
+    last = {id(p) for p in model.pre_deblur.outro.parameters()} if alone else set()
     groups = []
     for share, chosen in (
         (1.0, [p for p in parameters if id(p) not in last]),
-        (REGRESSION_SHARE, [p for p in parameters if id(p) in last]),
+        (LAST_LAYER_SHARE, [p for p in parameters if id(p) in last]),
     ):
         weights, rest = [p for p in chosen if p.ndim > 1], [p for p in chosen if p.ndim <= 1]
         groups += [

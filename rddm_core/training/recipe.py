@@ -53,11 +53,12 @@ class Recipe:
     """One stage of training.
 
     stage: `estimator` trains g by BCE; `joint` trains p, f and the guidance convolutions by Eq. 12 with g frozen;
+    `pre_deblur` trains p alone, for a joint run with `freeze_pre_deblur` after it;
     `regression` trains the network in p's place alone, from picture to picture without a map: the yardstick.
     """
 
     name: str
-    stage: Literal["estimator", "joint", "regression"]
+    stage: Literal["estimator", "pre_deblur", "joint", "regression"]
     preset: Literal["lite", "paper", "nafnet"] = "lite"
     network: dict[str, Any] = field(default_factory=dict)
     """What differs from the preset, nested as in RDDMConfig: {"denoiser": {"overlap": false}}."""

@@ -32,13 +32,13 @@ from .losses import (
     estimate_training_map,
     estimator_loss,
     joint_loss,
-    regression_loss,
+    pre_deblur_loss,
     sample_timesteps,
     sample_weights,
 )
 from .optimizers import make_optimizers
 from .recipe import Recipe, load_recipe, runs_folder
-from .validate import to_tensor, validate_estimator, validate_joint, validate_regression
+from .validate import to_tensor, validate_estimator, validate_joint, validate_pre_deblur, validate_regression
 
 WEIGHTS_LICENCE = (
     "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
@@ -65,17 +65,25 @@ class Objective(nn.Module):
             return {"loss": estimator_loss(self.model.estimator(blurred), batch["map"])}
         recipe, sharp = self.recipe, batch["sharp"]
         weights = sample_weights(blurred, sharp, recipe.balance_floor) if recipe.balance_floor else None
-        if recipe.stage == "regression":
-            losses = regression_loss(self.model, blurred, sharp, weights)
-            return {"loss": losses["residual"] + recipe.spectrum * losses["spectrum"], **losses}
-        t, noise = self._noise(batch)
-        defocus_map, unknown = true_map(batch, recipe).clone(), batch["map_known"][:, 0] == 0
+        if recipe.stage == "joint":
+            t, noise = self._noise(batch)
+            bars = self.alpha_bars.to(t.device)
+            losses = joint_loss(self.model, blurred, sharp, self._maps(batch, blurred), t, noise, bars, weights)
+            loss = losses["residual"] + recipe.anchor * losses["anchor"]
+        else:
+            regression = recipe.stage == "regression"
+            defocus_map = torch.zeros_like(blurred[:, :1]) if regression else self._maps(batch, blurred)
+            losses = pre_deblur_loss(self.model, blurred, sharp, defocus_map, weights)
+            loss = losses["residual"]
+        return {"loss": loss + recipe.spectrum * losses["spectrum"], **losses}
+
+    def _maps(self, batch: Sample, blurred: Tensor) -> Tensor:
+        """The maps of the batch; the estimator's where the true one is not known."""
+        defocus_map, unknown = true_map(batch, self.recipe).clone(), batch["map_known"][:, 0] == 0
         if bool(unknown.any()):
             scale = MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
             defocus_map[unknown] = estimate_training_map(self.model, blurred[unknown], scale)
-        losses = joint_loss(self.model, blurred, sharp, defocus_map, t, noise, self.alpha_bars.to(t.device), weights)
-        loss = losses["residual"] + recipe.anchor * losses["anchor"] + recipe.spectrum * losses["spectrum"]
-        return {"loss": loss, **losses}
+        return defocus_map
 
     def _noise(self, batch: Sample) -> tuple[Tensor, Tensor]:
         """t and noise per sample index, drawn on the CPU: independent of batching and of the number of processes."""
@@ -157,7 +165,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         step, seconds, best = state["step"], state["seconds"], state["best"]
         cpu_seconds = state.get("cpu_seconds", math.nan)  # a run of an earlier version did not count them
     sources = open_sources(recipe)
-    if recipe.stage == "joint":
+    if recipe.stage in ("joint", "pre_deblur"):
         sources.pair_maps.update(estimate_pair_maps(model, sources.pairs))
     stream = TrainingStream(
         sources, recipe.mixture, recipe.batch, step, accelerator.process_index, accelerator.num_processes
@@ -182,6 +190,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
                 score, figures = validate_estimator(model, recipe, sheet)
             elif recipe.stage == "joint":
                 score, figures = validate_joint(model, recipe, sheet)
+            elif recipe.stage == "pre_deblur":
+                score, figures = validate_pre_deblur(model, recipe, sheet)
             else:
                 score, figures = validate_regression(model, recipe, sheet)
             provenance = describe(recipe, step, hours(seconds, cpu_seconds), figures)
@@ -352,7 +362,7 @@ def select_trainable(model: RDDM, recipe: Recipe) -> list[nn.Parameter]:
         parts.append(model.pre_deblur)
     if recipe.stage == "estimator":
         parts = [model.estimator]
-    elif recipe.stage == "regression":
+    elif recipe.stage in ("pre_deblur", "regression"):
         parts = [model.pre_deblur]
     for part in parts:
         part.requires_grad_(True)

@@ -53,6 +53,18 @@ def validate_joint(
     return figures["steps1_mean"], figures
 
 
+def validate_pre_deblur(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
+    """PSNR gain of I_p over the blurred input on dev pairs; a sample sheet. Returns (mean gain, all figures)."""
+
+    def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        defocus_map = estimate_defocus_map(model, image)
+        guess = pre_deblur(model, image, defocus_map)
+        return {"pre": guess}, (defocus_map.expand_as(image), guess)
+
+    figures = validate_pairs(recipe, sheet, restore)
+    return figures["pre_mean"], figures
+
+
 def validate_regression(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
     """PSNR gain over the blurred input on dev pairs by the network in p's place; a sample sheet.
 

@@ -447,6 +447,15 @@ def test_a_regression_trains_the_network_in_p_s_place_alone(runs, narrow_network
     assert torch.equal(row, regress(load_checkpoint(path), image)[0])
 
 
+def test_pre_deblur_is_trained_alone(runs, narrow_networks, collection, tmp_path):
+    recipe = write_recipe(tmp_path, collection, name="guess", stage="pre_deblur", steps=3)
+    path = run(recipe)
+    before, after = build_model(load_recipe(recipe)).state_dict(), load_checkpoint(path).state_dict()
+    changed = {key.split(".")[0] for key, value in before.items() if not torch.allclose(value, after[key], 1e-3, 2e-4)}
+    assert changed == {"pre_deblur"}
+    assert "pre_mean" in read_info(path).provenance["dev"]
+
+
 def test_the_yardstick_is_about_as_large_as_the_denoiser():
     sizes = [sum(p.numel() for p in part.parameters()) for part in (RDDM(nafnet()).pre_deblur, RDDM(lite()).denoiser)]
     assert 0.7 < sizes[0] / sizes[1] < 1.4
