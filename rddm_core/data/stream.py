@@ -39,6 +39,9 @@ class MixtureConfig:
     """Share of samples whose pictures, both, are sharpened as cameras do."""
     rescale: float = 0.65
     """Share of the photographs that are resized by a random factor before the crop is cut."""
+    enlarge: float = 1.0
+    """Up to which factor the same share of rendered samples is enlarged; 1 leaves them. Photographs as cameras take
+    them are softer at the pixel than the reduced ones that are rendered."""
     tone: float = 0.5
     """Share of samples with another exposure, tone curve and white balance, the same for both pictures."""
     channels: float = 0.3
@@ -107,10 +110,12 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
     if kind == 0:
         if sources.pack is None:
             raise ValueError("the mixture has a synthetic share but the recipe names no sharp photographs")
-        planes = sources.pack.sample(int(rng.integers(sources.pack.count)))
+        planes, scale = sources.pack.sample(int(rng.integers(sources.pack.count))), 1.0
+        if config.enlarge > 1:
+            planes, scale = _random_scale(planes, config, rng, 1.0, config.enlarge)
         planes = _random_window(planes, config.crop, rng)
         blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)
-        radius = torch.from_numpy(planes[6:].astype(np.float32) * RADIUS_STEP)
+        radius = torch.from_numpy(planes[6:].astype(np.float32) * RADIUS_STEP * scale)
         defocus, known = map_from_radius(radius), 1.0
     elif kind == 1:
         pair = sources.pairs[rng.choice(len(sources.pairs), p=sources.pair_shares)]
@@ -118,7 +123,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
         if estimate is not None:
             planes = np.concatenate((planes, estimate))
-        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3), config.crop, rng)
+        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3)[0], config.crop, rng)
         blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)
         if estimate is None:
             defocus, known = torch.zeros(1, config.crop, config.crop), 0.0
@@ -126,13 +131,13 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
             defocus, known, at_hand = torch.from_numpy(planes[6:].astype(np.float32) / 255), 1.0, True
     elif kind == 2:
         photo = sources.sharp[rng.integers(len(sources.sharp))]
-        planes = _random_window(_random_scale(_planes(photo.path), config, rng, 0.5, 1.0), config.crop, rng)
+        planes = _random_window(_random_scale(_planes(photo.path), config, rng, 0.5, 1.0)[0], config.crop, rng)
         blurred = sharp = planes.astype(np.float32)
         defocus, known = torch.zeros(1, config.crop, config.crop), 1.0
     else:
         masked = sources.masked[rng.integers(len(sources.masked))]
         planes = np.concatenate((_planes(masked.image), read_grey(masked.mask)[None]))
-        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3), config.crop, rng)
+        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3)[0], config.crop, rng)
         blurred = sharp = planes[:3].astype(np.float32)
         defocus, known = torch.from_numpy(planes[3:].astype(np.float32) / 255).round(), 1.0
     if config.sharpening and rng.random() < config.sharpening:
@@ -157,19 +162,19 @@ def _planes(path: Path) -> np.ndarray:
 
 def _random_scale(
     planes: np.ndarray, config: MixtureConfig, rng: np.random.Generator, low: float, high: float
-) -> np.ndarray:
-    """Resize [C, H, W] by a random factor; never below what a crop needs."""
+) -> tuple[np.ndarray, float]:
+    """Resize [C, H, W] by a random factor, never below what a crop needs; returns the factor as well."""
     crop = config.crop
     smallest = (crop + 1) / min(planes.shape[1:])
     scale = 1.0 if rng.random() < 1 - config.rescale else float(rng.uniform(low, high))
     scale = max(scale, smallest)
     if scale == 1.0:
-        return planes
+        return planes, 1.0
     # Only the window that will be cut is resized.
     window = min(int(np.ceil(crop / scale)) + 2, *planes.shape[1:])
     part = _random_window(planes, window, rng)
     size = max(crop, round(window * scale))
-    return np.stack([np.array(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in part])
+    return np.stack([np.array(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC)) for p in part]), scale
 
 
 def _random_window(planes: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -162,11 +162,11 @@ def test_the_plan_holds_valid_recipes(ablations: ModuleType, tmp_path: Path, mon
     groups = ablations.read_plan(ablations.PLAN)
     names = [v.name for group in groups.values() for v in group.variants]
     assert len(set(names)) == len(names)
-    for group in groups.values():
+    for name, group in groups.items():
         recipes = [load_recipe(ablations.write_recipe(group.base, v)) for v in group.variants]
         assert len({json.dumps(config_to_dict(recipe)) for recipe in recipes}) == len(recipes)
         same = {(r.seed, json.dumps(config_to_dict(r.mixture)), r.batch, r.learning_rate) for r in recipes}
-        assert len(same) == 1, "a variant changes no samples"
+        assert len(same) == 1 or name == "renders", "a variant changes no samples"
         # A step of the regression takes half the CPU time of one of the method, and two stages share what one run has.
         assert {r.steps for r in recipes if r.stage == "joint" and r.name != "ablations/staged"} == {recipes[0].steps}
     assert groups["adapted"].variants[0].changes == {}

@@ -22,6 +22,7 @@ from rddm_core.data.sources import (
 )
 from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
+from rddm_core.optics import radius_from_map
 
 
 def write_manifest(path: Path, rows: list[dict[str, object]]) -> None:
@@ -193,6 +194,22 @@ class TestStream:
         config = replace(self.config, synthetic=0, real=0, masks=0, identity=1, noise=0, jpeg=0)
         sample = draw_sample(sources, config, 5)
         assert torch.equal(sample["blurred"], sample["sharp"]) and not sample["map"].any()
+
+    def test_radii_grow_with_rendered_samples_that_are_enlarged(self, sources, monkeypatch):
+        ramp = np.tile(np.arange(64, dtype=np.uint8) * 2 + 40, (64, 1))
+        planes = np.stack([ramp] * 6 + [np.full_like(ramp, round(4 / RADIUS_STEP))])
+        monkeypatch.setattr(sources.pack, "sample", lambda _: planes)
+        config = MixtureConfig(crop=48, synthetic=1, real=0, identity=0, rescale=1.0, tone=0, noise=0, jpeg=0)
+        factors = []
+        for index in range(12):
+            sample = draw_sample(sources, replace(config, enlarge=1.8), index)
+            assert torch.equal(sample["blurred"], sample["sharp"])
+            slope = max(float(sample["sharp"].diff(dim=d).mean().abs()) for d in (1, 2))
+            (radius,) = radius_from_map(sample["map"]).unique().tolist()
+            factors.append(radius / 4)
+            assert slope * 255 * radius == pytest.approx(2 * 4, rel=0.03)
+            assert float(radius_from_map(draw_sample(sources, config, index)["map"]).max()) == pytest.approx(4)
+        assert 1 <= min(factors) < 1.3 and 1.5 < max(factors) <= 1.8
 
     def test_masks_are_binary_and_always_known_when_asked(self, sources):
         config = replace(self.config, synthetic=0, real=0, identity=0, masks=1, known_map=1.0)
