@@ -135,13 +135,13 @@ def pre_deblur(
 ) -> Tensor:
     """p: image [B, 3, H, W] and defocus map [B or 1, 1, h, w] -> I_p [B, 3, H, W], not clamped.
 
-    The map is resized to the image, and its radii grow with it (`_map_scale`). `tile`: longest side of a tile in
+    The map is resized to the image, and its radii grow with it (`map_scale`). `tile`: longest side of a tile in
     pixels, rounded up to a multiple of `model.stride`; None for the whole picture.
     """
     _check_picture(image, "image")
     image, defocus_map = image.float(), _fit_map(defocus_map, image, "defocus_map")
     tiles = plan_tiles(image.shape[-2], image.shape[-1], tile, model.stride)
-    scale = _map_scale(model.config.estimator.working_size, *image.shape[-2:])
+    scale = map_scale(model.config.estimator.working_size, *image.shape[-2:])
     result = torch.zeros_like(image)
     done, total = 0, len(image) * len(tiles)
     for b in range(len(image)):
@@ -274,7 +274,7 @@ def _residual_bands(
     timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
     padded = tiles[-1].rows.stop, tiles[-1].columns.stop
-    scale = _map_scale(model.config.estimator.working_size, height, width)
+    scale = map_scale(model.config.estimator.working_size, height, width)
     turns = [orientation_of_sample(n) for n in range(samples)]
     seen = {k: _guidance_turned(model, guess, k, tile, callbacks) for k in set(turns) if k or guidance is None}
     if guidance is not None:
@@ -481,14 +481,14 @@ def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_
     """
     long_side = max(height, width)
     cells = F.adaptive_avg_pool2d(defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float(), 64)
-    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * _map_scale(estimator_size, height, width)
+    radius = float(torch.quantile(radius_from_map(cells), 0.9)) * map_scale(estimator_size, height, width)
     if radius <= MAX_TRAINED_RADIUS:
         return None
     size = max(MIN_AUTO_SIZE, round(long_side * MAX_TRAINED_RADIUS / radius / 64) * 64)
     return size if size < 0.9 * long_side else None
 
 
-def _map_scale(estimator_size: int, height: int, width: int) -> float:
+def map_scale(estimator_size: int, height: int, width: int) -> float:
     """What the radii of a map are multiplied by for a picture of that size.
 
     A map's radii count pixels of a picture reduced to the estimator's working size; p and f learned with those of the

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
-from ..optics import map_from_radius
+from ..optics import map_from_radius, scale_map
 from ..orientation import turned
 from .sources import MaskedPhoto, PhotoPair, SharpPhoto, read_grey, read_rgb
 from .synthetic import RADIUS_STEP, RenderedPack
@@ -60,7 +60,8 @@ class Sources:
     sharp: list[SharpPhoto]
     masked: list[MaskedPhoto]
     pair_maps: dict[Path, np.ndarray] = field(default_factory=dict)
-    """Defocus maps (uint8 [1, H, W]) of blurred photographs of pairs, estimated once from the whole photograph."""
+    """Defocus maps (uint8 [1, H, W]) of blurred photographs of pairs, estimated once from the whole photograph; their
+    radii count its pixels."""
 
     @cached_property
     def pair_shares(self) -> np.ndarray:
@@ -123,12 +124,14 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
         if estimate is not None:
             planes = np.concatenate((planes, estimate))
-        planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3)[0], config.crop, rng)
+        planes, scale = _random_scale(planes, config, rng, 0.6, 1.3)
+        planes = _random_window(planes, config.crop, rng)
         blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)
         if estimate is None:
             defocus, known = torch.zeros(1, config.crop, config.crop), 0.0
         else:
-            defocus, known, at_hand = torch.from_numpy(planes[6:].astype(np.float32) / 255), 1.0, True
+            defocus = scale_map(torch.from_numpy(planes[6:].astype(np.float32) / 255), scale)
+            known, at_hand = 1.0, True
     elif kind == 2:
         photo = sources.sharp[rng.integers(len(sources.sharp))]
         planes = _random_window(_random_scale(_planes(photo.path), config, rng, 0.5, 1.0)[0], config.crop, rng)

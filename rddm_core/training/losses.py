@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ..diffusion import q_sample
 from ..networks.model import RDDM
+from ..optics import scale_map
 
 TYPICAL_ERROR = 0.04
 """Mean absolute error of a typical defocused crop."""
@@ -19,12 +20,16 @@ def estimator_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def estimate_training_map(model: RDDM, blurred: Tensor, scale: float) -> Tensor:
-    """The frozen estimator's map of a crop reduced by `scale`: photographs are reduced too, by varying factors."""
+    """The frozen estimator's map of crops [B, 3, H, W], as they are and as `pipeline.pre_deblur` gets it.
+
+    It is made of a copy reduced by `scale`, because photographs are reduced for the estimator too, by varying factors.
+    """
     with torch.no_grad():
         size = [max(1, round(n * scale)) for n in blurred.shape[-2:]]
         reduced = F.interpolate(blurred, size=size, mode="bilinear", antialias=True, align_corners=False)
         defocus_map = torch.sigmoid(model.estimator(reduced).float())
-        return F.interpolate(defocus_map, size=blurred.shape[-2:], mode="bilinear", align_corners=False)
+        whole = F.interpolate(defocus_map, size=blurred.shape[-2:], mode="bilinear", align_corners=False)
+        return scale_map(whole, 1 / scale)
 
 
 def sample_timesteps(count: int, timesteps: int, noise_share: float, generator: torch.Generator) -> Tensor:

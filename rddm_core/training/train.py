@@ -26,7 +26,8 @@ from ..diffusion import make_alpha_bars
 from ..files import atomic_target, write_text
 from ..networks.guidance import load_backbone_weights
 from ..networks.model import RDDM
-from ..pipeline import estimate_defocus_map
+from ..optics import scale_map
+from ..pipeline import estimate_defocus_map, map_scale
 from .logs import RunLog
 from .losses import (
     estimate_training_map,
@@ -343,11 +344,13 @@ def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> l
 
 
 def estimate_pair_maps(model: RDDM, pairs: list[PhotoPair]) -> dict[Path, np.ndarray]:
-    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`."""
+    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`, as p and f get it of a whole one."""
     model.eval()
     maps = {}
     for pair in pairs:
-        estimate = estimate_defocus_map(model, to_tensor(read_rgb(pair.blurred)))[0]
+        blurred = to_tensor(read_rgb(pair.blurred))
+        factor = map_scale(model.config.estimator.working_size, blurred.shape[-2], blurred.shape[-1])
+        estimate = scale_map(estimate_defocus_map(model, blurred)[0], factor)
         maps[pair.blurred] = (estimate * 255).round().to("cpu", torch.uint8).numpy()
     return maps
 
