@@ -34,11 +34,8 @@ class RDDMDefocusMap(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, image: Tensor) -> io.NodeOutput:
         """Run the estimator."""
-        from ..rddm_core.pipeline import estimate_defocus_map
-
         blurred, _ = layout.picture(image, "image")
-        networks = host.ready(model, blurred.shape[-2], blurred.shape[-1])
-        estimated = estimate_defocus_map(networks, blurred, callbacks=host.callbacks())
+        estimated = host.estimate_map(model, blurred, host.callbacks())
         # For the button of `web/paint_map.js`: the mask editor takes a mask as what is transparent.
         paintable = layout.image(blurred[:1].cpu(), 1 - estimated[:1].cpu())
         return io.NodeOutput(

@@ -116,7 +116,7 @@ def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) 
 
     Where even the smallest tiles may not fit, `run_in_tiles` finds out.
     """
-    from ..rddm_core.memory import AUTO_TILE, MIN_TILE, guidance_bytes, held_bytes, largest_tile
+    from ..rddm_core.memory import AUTO_TILE, MIN_TILE, fits_in_one_tile, guidance_bytes, held_bytes, largest_tile
 
     config = ready(patcher, min(height, AUTO_TILE), min(width, AUTO_TILE)).config
     free = round(USABLE_SHARE * model_management.get_free_memory(patcher.load_device))
@@ -124,7 +124,7 @@ def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) 
     if model_management.is_device_cpu(patcher.load_device):  # else pictures and results lie in another memory
         free -= held_bytes(height, width, samples)
     side = max(MIN_TILE, largest_tile(config, free, width, samples))
-    return None if height * width <= side * side else side
+    return None if fits_in_one_tile(height, width, side) else side
 
 
 def run_in_tiles(
@@ -155,8 +155,33 @@ def run_in_tiles(
                 break
         model_management.soft_empty_cache()
     model_management.soft_empty_cache()
-    # A copy: what the host has placed on the device stays in its care. In fp32, which CPUs are faster in than in fp16.
-    return stage(copy.deepcopy(patcher.model).to("cpu", torch.float32), tile)
+    return stage(_on_cpu(patcher), tile)
+
+
+def estimate_map(patcher: ModelPatcher, image: Tensor, watch: Callbacks) -> Tensor:
+    """`pipeline.estimate_defocus_map`, which needs memory for reduced pictures alone; where even that runs out, on the
+    CPU.
+
+    Raises the host's out-of-memory error where the CPU's memory was the one that ran out.
+    """
+    from ..rddm_core.pipeline import estimate_defocus_map
+
+    side = patcher.model.config.estimator.working_size
+    try:
+        networks = ready(patcher, min(image.shape[-2], side), min(image.shape[-1], side))
+        return estimate_defocus_map(networks, image, callbacks=watch)
+    except Exception as error:
+        model_management.raise_non_oom(error)
+        if model_management.is_device_cpu(patcher.load_device):
+            raise
+    logger.warning("RDDM: the defocus map does not fit on %s: on the CPU", patcher.load_device)
+    model_management.soft_empty_cache()
+    return estimate_defocus_map(_on_cpu(patcher), image, callbacks=watch)
+
+
+def _on_cpu(patcher: ModelPatcher) -> RDDM:
+    """A copy, because what the host has placed stays in its care; in fp32, in which CPUs are faster than in fp16."""
+    return copy.deepcopy(patcher.model).to("cpu", torch.float32)
 
 
 def to_intermediate(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

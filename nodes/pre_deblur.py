@@ -45,13 +45,13 @@ class RDDMPreDeblur(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, image: Tensor, map: Tensor | None = None) -> io.NodeOutput:
         """Run the pre-deblur module, after the estimator where no map is connected."""
-        from ..rddm_core.pipeline import estimate_defocus_map, pre_deblur
+        from ..rddm_core.pipeline import pre_deblur
 
         blurred, alpha = layout.picture(image, "image")
         size = (blurred.shape[-2], blurred.shape[-1])
         watch = host.callbacks()
         if map is None:
-            defocus_map = estimate_defocus_map(host.ready(model, *size), blurred, callbacks=watch)
+            defocus_map = host.estimate_map(model, blurred, watch)
         else:
             defocus_map = layout.mask(map, "map", len(blurred))
         guess = host.run_in_tiles(

@@ -173,14 +173,16 @@ def load_checkpoint(
                 continue
             try:
                 # A copy: the model must not keep the file mapped, on Windows it could not be replaced then.
-                state[key] = file.get_tensor(names[key]).to(dtype, copy=True)
+                stored = file.get_tensor(names[key])
+                state[key] = stored.to(dtype, copy=True)
                 finite = bool(torch.isfinite(state[key]).all())
+                sound = finite or bool(torch.isfinite(stored).all())
             except (MemoryError, RuntimeError) as error:
                 cause, cure = f"{names[key]} could not be read ({_shown(error)})", "close other programs"
                 raise CheckpointError(f"{path}: {cause}; {cure}, or choose a smaller checkpoint") from error
             if not finite:
                 cause = f"{names[key]} is not finite everywhere in {dtype}"
-                raise CheckpointError(f"{path}: {cause}; {FETCH_AGAIN}")
+                raise CheckpointError(f"{path}: {cause}; {'choose fp32 or bf16' if sound else FETCH_AGAIN}")
     # Names and shapes came from torch's layers: a host's may have no tensors at all before they are filled.
     model = layout if ops is nn else _build(path, config, ops)
     model.load_state_dict(state, assign=True)
@@ -198,17 +200,18 @@ Metadata = tuple[int, RDDMConfig, float, int, dict[str, Any], str]
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """The safetensors file at `path`; every way in which it is not one is a CheckpointError."""
-    if not path.is_file():
-        cause = "is a folder" if path.is_dir() else "no such file"
-        cure = "give the path of a .safetensors checkpoint"
-        if path == default_checkpoint_path():
-            cure = "the shipped weights are missing: install the package again"
-        raise CheckpointError(f"{path}: {cause}; {cure}")
     try:
+        if not path.is_file():
+            cause = "is a folder" if path.is_dir() else "no such file"
+            cure = "give the path of a .safetensors checkpoint"
+            if path == default_checkpoint_path():
+                cure = "the shipped weights are missing: install the package again"
+            raise CheckpointError(f"{path}: {cause}; {cure}")
         with path.open("rb") as handle:
             head = handle.read(9)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
+        cure = "change its permissions" if isinstance(error, PermissionError) else "give the path of another file"
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
     # Eight bytes of header length, then JSON. Any bytes may make a length, so what looks right comes first.
     if len(head) < 9 or head[8:] != b"{" or struct.unpack("<Q", head[:8])[0] > MAX_HEADER_BYTES:
         if head.startswith((b"PK\x03\x04", b"\x80")):
@@ -251,7 +254,7 @@ def _read_metadata(path: Path, metadata: Mapping[str, str] | None) -> Metadata:
         )
     try:
         return _parse_metadata(metadata)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # the latter: integers beyond what a float can be
         raise CheckpointError(f"{path}: damaged metadata, {_shown(error)}; {FETCH_AGAIN}") from error
 
 

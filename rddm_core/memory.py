@@ -7,6 +7,7 @@ from typing import Literal
 from .config import RDDMConfig
 from .networks.deconvolution import CONTEXT, RAMP
 from .orientation import COUNT
+from .tiling import FEATHER
 
 AUTO_TILE = 1408
 """tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles.
@@ -49,9 +50,20 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
     return round(max(sampling, bank, guidance, estimator))
 
 
-def held_bytes(height: int, width: int, samples: int = 1) -> int:
-    """Bytes of a picture, its map and the results, float32, as `pipeline.deblur` holds them."""
-    return (12 + 4 + 12 * samples) * height * width
+def held_bytes(height: int, width: int, samples: int = 1, keep_stages: bool = False) -> int:
+    """Bytes of a picture, its map and the results, float32, as `pipeline.deblur` holds them.
+
+    A single result takes the place of I_p, unless the stages are kept; then the residuals are there as well.
+    """
+    results = 12 if samples == 1 and not keep_stages else 12 + 12 * samples
+    residuals = 12 * samples if keep_stages else 0
+    return (12 + 4 + results + residuals) * height * width
+
+
+def fits_in_one_tile(height: int, width: int, side: int) -> bool:
+    """Whether a picture, with the border that makes it one tile (`tiling.plan_axis`), has no more pixels than a square
+    tile of that side."""
+    return max(height, FEATHER) * max(width, FEATHER) <= side * side
 
 
 def tile_size(
@@ -61,17 +73,19 @@ def tile_size(
     config: RDDMConfig,
     memory: int | None = None,
     samples: int = 1,
+    keep_stages: bool = False,
 ) -> int | None:
     """Longest side of a tile for a picture of that size; None is the whole picture at once.
 
-    "auto" takes the largest tiles, up to AUTO_TILE, that fit into `memory` bytes together with the picture; any other
-    choice is returned as it is. Raises ValueError where `memory` is too little for the picture.
+    "auto" takes the largest tiles, up to AUTO_TILE, that fit into `memory` bytes together with what `held_bytes`
+    counts; any other choice is returned as it is. Raises ValueError where `memory` is too little for the picture.
     """
     if choice != "auto":
         return choice
     side = AUTO_TILE
     if memory is not None:
-        left = memory - held_bytes(height, width, samples) - guidance_bytes(config, height, width, samples)
+        left = memory - held_bytes(height, width, samples, keep_stages)
+        left -= guidance_bytes(config, height, width, samples)
         side = largest_tile(config, left, width, samples)
         if side < MIN_TILE:
             lacking = _tile_bytes(config, MIN_TILE, width, samples) - left
@@ -79,7 +93,7 @@ def tile_size(
                 f"{lacking / 1e6:.0f} MB more are needed for a picture of {width}x{height} than the memory allowed: "
                 "allow more, or choose a smaller working size"
             )
-    return None if height * width <= side * side else side
+    return None if fits_in_one_tile(height, width, side) else side
 
 
 def largest_tile(config: RDDMConfig, memory: int, width: int, samples: int = 1) -> int:

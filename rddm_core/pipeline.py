@@ -63,8 +63,8 @@ class DeblurSettings:
         samples: number of residuals drawn per picture (`sample_residual`).
         eta: 0 (DDIM, the paper's choice) to 1 (DDPM's posterior).
         tile: longest side of a tile in pixels, None for the whole picture at once, "auto" by area and `memory`.
-        memory: bytes that `tile="auto"` may use for the picture, the result and the networks' work; None: no limit
-            but that of a tile of `memory.AUTO_TILE`.
+        memory: bytes that `tile="auto"` may use for one picture, its results and the networks' work; None: no limit
+            but that of a tile of `memory.AUTO_TILE`. The other pictures of a batch, and their results, come on top.
         working_size: long side in pixels at which the networks run; their enlarged change is added to the
             picture. "full" for no reduction, "auto" to let the map decide (`choose_working_size`).
         map_order: "text": one map, from I_b. "two_pass": f gets a second one, from I_p (Figure 2).
@@ -120,6 +120,7 @@ def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = C
     for b in range(len(image)):
         callbacks.check()
         logits = model.estimator(image[b : b + 1].to(_device(model), torch.float32))
+        _check_outcome(logits, model, "defocus map")
         maps.append(torch.sigmoid(logits.float()).to(image.device))
     return _stack(maps)
 
@@ -149,7 +150,9 @@ def pre_deblur(
             callbacks.check()
             blurred = cut(image[b : b + 1], area).to(_device(model))
             area_map = scale_map(cut(defocus_map[b : b + 1], area), scale).to(_device(model))
-            add_tile(result[b : b + 1], model.pre_deblur(blurred, area_map), area)
+            guess = model.pre_deblur(blurred, area_map)
+            _check_outcome(guess, model, "first guess")
+            add_tile(result[b : b + 1], guess, area)
             callbacks.report(done := done + 1, total)
     return result
 
@@ -313,6 +316,7 @@ def _residual_bands(
                     callbacks.report(done := done + 1, total)
                     if preview is not None and n == 0:
                         preview.show(tile_guess + x_0 / model.residual_scale, area)
+                _check_outcome(x, model, "residual")
                 add_tile(band[n : n + 1], turned_back(x / model.residual_scale, k), area, top)
                 del condition, around, tile_guess, x, x_0  # before the next sample's are made
             del surroundings, tile_map
@@ -389,7 +393,14 @@ def deblur(
 
     sizes = [_working_size(settings.working_size, model, maps[b], height, width) for b in range(batch)]
     tiles = [
-        tile_size(settings.tile, *size, model.config, _memory_for(settings, size, (height, width)), settings.samples)
+        tile_size(
+            settings.tile,
+            *size,
+            model.config,
+            _memory_for(settings, size, (height, width), keep_stages),
+            settings.samples,
+            keep_stages,
+        )
         for size in sizes
     ]
     counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
@@ -401,12 +412,14 @@ def deblur(
     for b in range(batch):
         watch = callbacks if b == 0 else replace(callbacks, preview=None)
         original, item_map, where = image[b : b + 1], maps[b : b + 1], None if mask is None else mask[b : b + 1]
-        small, small_map = _resize(original, sizes[b]), _resize(item_map, sizes[b])
+        small = _resize(original, sizes[b])
+        shrunk = _map_shrinkage(model.config.estimator.working_size, sizes[b], (height, width))
+        small_map = scale_map(_resize(item_map, sizes[b]), shrunk)
         guess = pre_deblur(model, small, small_map, tile=tiles[b], callbacks=watch.part(done, total))
         done += counts[b]
         if second_map:
             small_map = estimate_defocus_map(model, guess.clamp(0, 1), callbacks=watch)
-            item_map = _resize(small_map, (height, width))
+            item_map = _resize(scale_map(small_map, 1 / shrunk), (height, width))
             watch.report(done := done + 1, total)
         bands = _residual_bands(
             model,
@@ -497,6 +510,11 @@ def map_scale(estimator_size: int, height: int, width: int) -> float:
     return max(1.0, max(height, width) / estimator_size)
 
 
+def _map_shrinkage(estimator_size: int, size: tuple[int, int], full: tuple[int, int]) -> float:
+    """What the radii of a picture's map are multiplied by for a copy of `size`, which the estimator would see whole."""
+    return min(1.0, max(size) / min(max(full), estimator_size))
+
+
 class _Preview:
     """A small copy of I_p into which the current estimates of the tiles are pasted."""
 
@@ -514,11 +532,13 @@ class _Preview:
         self.callback(self.canvas.clone())
 
 
-def _memory_for(settings: DeblurSettings, size: tuple[int, int], full: tuple[int, int]) -> int | None:
+def _memory_for(
+    settings: DeblurSettings, size: tuple[int, int], full: tuple[int, int], keep_stages: bool
+) -> int | None:
     """What the budget leaves for a picture of that working size."""
     if settings.memory is None or size == full:
         return settings.memory
-    return settings.memory - held_bytes(*full, settings.samples)
+    return settings.memory - held_bytes(*full, settings.samples, keep_stages)
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:
@@ -591,6 +611,13 @@ def _check_values(x: Tensor, name: str, bounded: bool = True) -> None:
         raise ValueError(f"{name} holds NaN or infinite values: replace them, e.g. with torch.nan_to_num")
     if bounded and not (low >= 0 and high <= 1):
         raise ValueError(f"{name} must lie in 0..1, not {low:.4g}..{high:.4g}: scale it, then clamp(0, 1)")
+
+
+def _check_outcome(x: Tensor, model: RDDM, what: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        dtype = next(model.denoiser.parameters()).dtype
+        cure = "take other weights, these are damaged" if dtype == torch.float32 else "load the model as fp32"
+        raise ValueError(f"the networks gave a {what} with NaN or infinite values in {dtype}: {cure}")
 
 
 def _describe(x: object) -> str:

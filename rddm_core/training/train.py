@@ -344,7 +344,7 @@ def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> l
 
 
 def estimate_pair_maps(model: RDDM, pairs: list[PhotoPair]) -> dict[Path, np.ndarray]:
-    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`, as p and f get it of a whole one."""
+    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`, as p and f get it in use."""
     model.eval()
     maps = {}
     for pair in pairs:

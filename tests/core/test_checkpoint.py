@@ -449,6 +449,7 @@ def test_metadata(tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path
         ("config", nested(config, "denoiser", widths=[16] * 100_000), "has 100000 entries"),
         ("config", nested(config, "denoiser", middle_blocks=65), "middle_blocks must be 0 to 64"),
         ("config", nested(config, "estimator", depths=[10**30] * 4), "depths must be 0 to 64"),
+        ("config", nested(config, "diffusion", beta_end=10**400), "too large"),
         ("config", nested(config, "guidance", backbone="../evil"), "backbone must be one of"),
         ("config", nested(config, "diffusion", beta_end=math.inf), "beta_end is not finite"),
         ("config", "9" * 5000, "digits"),
@@ -536,7 +537,8 @@ def test_tensors(tiny_checkpoint: Path, tmp_path: Path) -> None:
     refused(path, "asks for more than [0-9,]* values, but it holds 48;")
     save_file({**tensors, names[0]: torch.full_like(tensors[names[0]], 1e6)}, path, metadata)
     assert load_checkpoint(path).denoiser.outro.bias[0] == 1e6
-    refused(path, "not finite everywhere in torch.float16", lambda p: load_checkpoint(p, dtype=torch.float16))
+    half = "not finite everywhere in torch.float16; choose fp32 or bf16"
+    refused(path, half, lambda p: load_checkpoint(p, dtype=torch.float16))
 
 
 def test_nothing_is_written_that_could_not_be_read(tiny_config: RDDMConfig, tmp_path: Path) -> None:
@@ -651,6 +653,10 @@ def test_files_without_the_right_to_read_them(tiny_checkpoint: Path, tmp_path: P
         refused(path, "cannot be read .*; change its permissions")
 
 
+def test_names_that_no_file_can_have(tmp_path: Path) -> None:
+    refused(tmp_path / ("x" * 300), "cannot be read|no such file")
+
+
 def test_links_and_pipes_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "loop.safetensors").symlink_to(tmp_path / "loop.safetensors")
     os.mkfifo(tmp_path / "pipe.safetensors")
@@ -685,7 +691,7 @@ def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
 MEMORY = 512 << 20
 """Far less than what the lies below ask for, and far more than a tiny network takes."""
 
-numbers = st.sampled_from([0, 1, -1, 2, 3, 7, 64, 8192, 2**31, 2**32, 2**53, 2**63, 2**64, 10**9, 10**30])
+numbers = st.sampled_from([0, 1, -1, 2, 3, 7, 64, 8192, 2**31, 2**32, 2**53, 2**63, 2**64, 10**9, 10**30, 10**400])
 floats = st.sampled_from([0.0, -1.0, 0.5, 1e-300, 1e6, 1e300, math.inf, math.nan])
 words = st.sampled_from(["", "lite", "F64", "F16", "I8", "F8_E4M3", "../evil", "\n\x1b[2J", "x" * 5000, "\udcff"])
 scalars = st.none() | st.booleans() | numbers | floats | words

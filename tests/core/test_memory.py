@@ -94,16 +94,43 @@ def test_too_small_a_budget_is_refused() -> None:
         DeblurSettings(memory=0)
 
 
-def test_the_pipeline_keeps_to_its_budget() -> None:
-    """The peak of live tensors, the picture itself included."""
-    networks = RDDM(lite()).eval().requires_grad_(False)
+def peak_of_deblur(networks: RDDM, keep: bool = False, **settings: Any) -> int:
+    """Of live tensors, the picture and its map included."""
     image = torch.rand(1, 3, 700, 900, generator=torch.Generator().manual_seed(0))
     given = torch.rand(1, 1, 700, 900, generator=torch.Generator().manual_seed(1))
+    with Peak(networks) as peak:
+        chosen = DeblurSettings(working_size="full", **settings)
+        deblur(networks, image, settings=chosen, defocus_map=given, keep_stages=keep)
+    return peak.peak + image.nbytes + given.nbytes
+
+
+def test_the_pipeline_keeps_to_its_budget() -> None:
+    networks = RDDM(lite()).eval().requires_grad_(False)
     budget = held_bytes(700, 900) + guidance_bytes(lite(), 700, 900) + network_bytes(lite(), 640, 640)
-    peaks = []
-    for memory in (budget, None):
-        settings = DeblurSettings(memory=memory, working_size="full")
-        with Peak(networks) as peak:
-            deblur(networks, image, settings=settings, defocus_map=given, keep_stages=False)
-        peaks.append(peak.peak + image.nbytes + given.nbytes)
-    assert peaks[0] <= budget < peaks[1]
+    assert peak_of_deblur(networks, memory=budget) <= budget < peak_of_deblur(networks)
+
+
+def test_samples_and_stages_take_what_is_counted(tiny_config: RDDMConfig) -> None:
+    networks, tile = RDDM(tiny_config).eval().requires_grad_(False), 320
+
+    def counted(samples: int, keep: bool) -> int:
+        held = held_bytes(700, 900, samples, keep) + guidance_bytes(tiny_config, 700, 900, samples)
+        return held + 12 * samples * 900 * tile
+
+    least = peak_of_deblur(networks, tile=tile) - counted(1, False)
+    for samples, keep in ((3, False), (1, True), (3, True)):
+        rest = peak_of_deblur(networks, keep, tile=tile, samples=samples) - counted(samples, keep)
+        assert least - 8e6 < rest <= least, (samples, keep)
+
+
+def test_what_is_kept_counts_against_the_budget() -> None:
+    sides = [
+        tile_size("auto", 4000, 6000, lite(), 2_200_000_000, samples, keep_stages=keep)
+        for samples, keep in ((1, False), (1, True), (2, False), (2, True))
+    ]
+    assert None not in sides and sides == sorted(sides, key=lambda side: -(side or 0)) and len(set(sides)) > 2
+
+
+def test_thin_pictures_count_with_the_border_that_makes_them_a_tile() -> None:
+    assert tile_size("auto", 1, 20_000, lite()) is None
+    assert tile_size("auto", 1, 1_900_000, lite()) == AUTO_TILE == tile_size("auto", 100_000, 16, lite())

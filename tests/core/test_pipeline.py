@@ -384,7 +384,10 @@ def test_auto_tiles_large_pictures_only() -> None:
 # --- working size
 
 
-@pytest.mark.parametrize(("width", "working_size", "scale"), [(512, "full", 1), (1024, "full", 2), (2048, 1024, 2)])
+@pytest.mark.parametrize(
+    ("width", "working_size", "scale"),
+    [(512, "full", 1), (1024, "full", 2), (2048, 1024, 2), (1024, 256, 0.5), (320, 256, 0.8)],
+)
 def test_p_and_f_are_given_radii_of_the_picture_that_they_see(width: int, working_size: Any, scale: float) -> None:
     """A map counts pixels of the estimator's working size: 512."""
     oracle, half = make_oracle(), torch.full((1, 1, 1, 1), 0.5)
@@ -394,6 +397,27 @@ def test_p_and_f_are_given_radii_of_the_picture_that_they_see(width: int, workin
     for seen in (oracle.first_maps[0], oracle.conditions[0][1]):
         torch.testing.assert_close(seen, torch.full_like(seen, wanted))
     assert float(result.defocus_map.min()) == 0.5 == float(result.defocus_map.max())
+
+
+def test_the_second_map_counts_the_same_pixels_as_the_first() -> None:
+    """Its picture is the reduced one, which the estimator sees at 256 pixels instead of 512."""
+    oracle = make_oracle()
+    settings = DeblurSettings(steps=1, working_size=256, map_order="two_pass")
+    result = deblur(oracle, torch.full((1, 3, 64, 1024), 0.5), settings=settings)
+    seen = oracle.conditions[0][1]
+    torch.testing.assert_close(seen, torch.sigmoid(torch.full_like(seen, 0.45)), msg="as estimated")
+    expected = scale_map(torch.sigmoid(torch.tensor(0.45)), 2)
+    torch.testing.assert_close(result.defocus_map, torch.full_like(result.defocus_map, float(expected)))
+
+
+@pytest.mark.parametrize("part", ["estimator", "pre_deblur", "denoiser"])
+def test_networks_that_give_nan_are_named_with_their_precision(tiny_config: RDDMConfig, part: str) -> None:
+    networks = RDDM(tiny_config).eval().requires_grad_(False)
+    next(getattr(networks, part).parameters()).fill_(torch.nan)
+    what = {"estimator": "defocus map", "pre_deblur": "first guess", "denoiser": "residual"}[part]
+    for dtype, cure in ((torch.float32, "damaged"), (torch.bfloat16, "as fp32")):
+        with pytest.raises(ValueError, match=f"gave a {what} with NaN.*{dtype}.*{cure}"):
+            deblur(networks.to(dtype), picture(1, 3, 64, 64), settings=DeblurSettings(steps=1))
 
 
 def test_a_reduced_working_size_adds_the_enlarged_change() -> None:

@@ -25,9 +25,10 @@ from rddm_core.diffusion import make_alpha_bars
 from rddm_core.evaluation.rows import peer_method
 from rddm_core.networks.deformable import DeformableConv
 from rddm_core.networks.model import RDDM
-from rddm_core.pipeline import estimate_defocus_map
+from rddm_core.optics import scale_map
+from rddm_core.pipeline import estimate_defocus_map, pre_deblur
 from rddm_core.regression import is_regression, regress
-from rddm_core.training.losses import joint_loss, sample_timesteps, sample_weights
+from rddm_core.training.losses import estimate_training_map, joint_loss, sample_timesteps, sample_weights
 from rddm_core.training.recipe import Recipe, load_recipe
 from rddm_core.training.train import (
     MovingAverage,
@@ -421,6 +422,49 @@ def test_pairs_are_trained_with_the_map_of_the_whole_photograph(tiny_config, col
     assert sample["map_known"] == 1 and 0 < sample["map"].min() <= sample["map"].max() < 1
     sources.pair_maps.clear()
     assert draw_sample(sources, mixture, 3)["map_known"] == 0
+
+
+class FlatEstimator(torch.nn.Module):
+    """Sees the same defocus everywhere, in pixels of what it is shown."""
+
+    def forward(self, image):
+        return torch.full_like(image[:, :1], math.log(0.4 / 0.6))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_estimated_maps_count_pixels_of_the_crop_as_in_use(tiny_config, scale):
+    """A photograph of 1024 pixels is reduced by half for the estimator, which tells p and f half of its radii."""
+    model = RDDM(tiny_config)
+    model.estimator, model.pre_deblur = FlatEstimator(), Recorder()
+    crop = torch.rand(1, 3, 64, 64)
+    trained = estimate_training_map(model, crop, scale)
+    photograph = torch.rand(1, 3, 64, round(tiny_config.estimator.working_size / scale))
+    pre_deblur(model, photograph, estimate_defocus_map(model, photograph))
+    used = model.pre_deblur.maps[0]
+    assert float(trained.mean()) == pytest.approx(float(used.mean()), abs=1e-5)
+    assert float(trained.std()) < 1e-5 > float(used.std())
+
+
+class Recorder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.maps = []
+
+    def forward(self, image, defocus_map):
+        self.maps.append(defocus_map)
+        return image
+
+
+def test_maps_of_pairs_count_pixels_of_the_crop_as_in_use(tiny_config, collection):
+    """The miniature's photographs are 80 pixels wide, and the tiny estimator reduces them to 64."""
+    model = RDDM(tiny_config)
+    model.estimator = FlatEstimator()
+    pairs = photo_pairs(collection / "real_pairs", "train")
+    sources = Sources(pack=None, pairs=pairs, sharp=[], masked=[], pair_maps=estimate_pair_maps(model, pairs))
+    mixture = MixtureConfig(crop=64, synthetic=0, real=1, identity=0, rescale=1.0)
+    seen = {round(float(draw_sample(sources, mixture, i)["map"].mean()), 3) for i in range(20)}
+    whole, largest = (float(scale_map(torch.tensor(0.4), factor)) for factor in (80 / 64, 1.3 * 80 / 64))
+    assert len(seen) > 5 and min(seen) < whole < max(seen) <= largest + 0.01
 
 
 def test_a_frozen_pre_deblur_module_stays_as_it_was(runs, narrow_networks, collection, tmp_path):

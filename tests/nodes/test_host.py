@@ -198,6 +198,44 @@ def test_below_the_smallest_tile_a_gpu_gives_way_to_the_cpu(
     assert torch.equal(found, wanted) and "on the CPU" in caplog.text
 
 
+@pytest.mark.parametrize("node", ["RDDMDefocusMap", "RDDMPreDeblur"])
+def test_a_map_asks_for_memory_for_a_reduced_picture(
+    pack: SimpleNamespace, model: Any, submodule: Submodule, fake_host: SimpleNamespace, node: str
+) -> None:
+    memory, side = submodule("rddm_core.memory"), model.model.config.estimator.working_size
+    picture = torch.rand(1, 4 * side, 5 * side, 3, generator=torch.Generator().manual_seed(3))
+    pack.nodes[node].execute(model=model, image=picture)
+    asked = fake_host.management.load_calls[0][1]
+    assert asked == memory.network_bytes(model.model.config, side, side)
+
+
+def test_a_map_that_does_not_fit_on_a_gpu_is_made_on_the_cpu(
+    pack: SimpleNamespace,
+    model: Any,
+    photo: Tensor,
+    submodule: Submodule,
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def estimated() -> Tensor:
+        return pack.nodes["RDDMDefocusMap"].execute(model=model, image=photo).result[0]
+
+    wanted, core = estimated(), submodule("rddm_core.pipeline")
+    original = core.estimate_defocus_map
+
+    def run(networks: Any, *args: Any, **options: Any) -> Tensor:
+        if networks is model.model:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(networks, *args, **options)
+
+    monkeypatch.setattr(core, "estimate_defocus_map", run)
+    with pytest.raises(torch.OutOfMemoryError):
+        estimated()
+    monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
+    assert torch.equal(estimated(), wanted) and "on the CPU" in caplog.text
+
+
 def test_other_errors_are_not_tried_again(
     sample: Callable[..., Any], submodule: Submodule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
