@@ -92,6 +92,24 @@ def test_command_scores_and_sweeps(
     assert len(json.loads((tmp_path / "m.json").read_text())["sweep"]) == len(SWEPT)
 
 
+def test_pictures_that_cannot_be_read_are_reported_and_left_out(
+    masks: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate-maps", str(masks), "--model", str(tiny_checkpoint), "--json", str(tmp_path / "m.json")]
+    assert main([*command, "--where", "split=val"]) == 0
+    alone = json.loads((tmp_path / "m.json").read_text())["maps"]
+    (masks / "0_mask.png").write_bytes(b"no picture")
+    (tmp_path / "photos.csv").write_text("file\nmasks/0_mask.png\nmasks/0.png\n")
+    capsys.readouterr()
+    assert main([*command, "--sharp", str(tmp_path / "photos.csv")]) == 1
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert figures["maps"] == alone and "pooled" in figures["radius_order"]
+    told = capsys.readouterr().err
+    assert f"failed: {masks / '0.png'}: " in told and f"failed: {masks / '0_mask.png'}: " in told
+    assert main([*command, "--sweep"]) == 1
+    assert f"failed: {masks / '0.png'}: " in capsys.readouterr().err
+
+
 def test_a_map_of_the_true_radii_keeps_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, fields = [], []
     for i in range(6):
