@@ -148,8 +148,9 @@ class RenderedPack:
         described = {"render": asdict(config), "count": count, "photos": names}
         description = folder / "render.json"
         if not description.exists():
-            write_text(description, json.dumps(described, indent=1))
-        elif json.loads(description.read_text()) != described:
+            # Several processes may begin at once: all go on with the files of the first.
+            write_text(description, json.dumps(described, indent=1), keep=True)
+        if json.loads(description.read_text(encoding="utf-8")) != described:
             raise ValueError(f"{folder} holds samples of another configuration: remove it or name another folder")
         self.samples = self._open("samples.npy", (count, 7, config.size, config.size), np.uint8)
         self.done = self._open("done.npy", (count,), np.bool_)
@@ -158,7 +159,7 @@ class RenderedPack:
         path = self.folder / name
         if not path.exists():
             # A sparse file: disk is used only as samples are rendered.
-            with atomic_target(path) as partial:
+            with atomic_target(path, keep=True) as partial:
                 np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
         return np.lib.format.open_memmap(path, mode="r+")
 

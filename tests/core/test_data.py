@@ -22,6 +22,7 @@ from rddm_core.data.sources import (
 )
 from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
+from rddm_core.files import write_text
 from rddm_core.optics import radius_from_map
 
 
@@ -150,6 +151,35 @@ class TestPack:
         first = pack.sample(1).copy()
         monkeypatch.setattr("rddm_core.data.synthetic.render_sample", lambda *_: pytest.fail("rendered again"))
         assert np.array_equal(RenderedPack(tmp_path, sources.sharp, RENDER, 3).sample(4), first)
+
+    def test_of_two_processes_that_begin_at_once_both_go_on_with_the_files_of_the_first(
+        self, sources, tmp_path, monkeypatch
+    ):
+        create, others = np.lib.format.open_memmap, []
+
+        def create_late(path, mode, **options):
+            if mode == "w+" and not others:
+                others.append(None)  # the other one comes in between, and is done before this file has its name
+                others[0] = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+                others[0].sample(0)
+            return create(path, mode=mode, **options)
+
+        monkeypatch.setattr(np.lib.format, "open_memmap", create_late)
+        pack = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        assert pack.done[0] and np.array_equal(pack.samples[0], others[0].samples[0]) and pack.samples[0].any()
+        others[0].sample(1)
+        assert pack.done[1] and np.array_equal(pack.samples[1], others[0].samples[1])
+
+    def test_a_process_that_begins_at_once_with_another_configuration_is_refused(self, sources, tmp_path, monkeypatch):
+        def write_late(path, text, **options):
+            monkeypatch.undo()
+            RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+            write_text(path, text, **options)
+
+        monkeypatch.setattr("rddm_core.data.synthetic.write_text", write_late)
+        with pytest.raises(ValueError, match="another configuration"):
+            RenderedPack(tmp_path, sources.sharp, replace(RENDER, seed=5), 3)
+        RenderedPack(tmp_path, sources.sharp, RENDER, 3)
 
     def test_another_configuration_is_refused(self, sources, tmp_path):
         RenderedPack(tmp_path, sources.sharp, RENDER, 3)
