@@ -39,7 +39,7 @@ from .losses import (
 )
 from .optimizers import make_optimizers
 from .recipe import Recipe, load_recipe, runs_folder
-from .validate import to_tensor, validate_estimator, validate_joint, validate_pre_deblur, validate_regression
+from .validate import open_validation, to_tensor
 
 WEIGHTS_LICENCE = (
     "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
@@ -136,7 +136,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
 
     Everything lands in runs_folder() / recipe.name: state.pt (to resume), model.safetensors (averaged weights of the
     last validation) and best.safetensors (of the best one on real dev pairs), train.csv, validation.csv, sheets/.
-    Raises FileExistsError where a run of that name exists and `resume` is not asked for.
+    Raises FileExistsError where a run of that name exists and `resume` is not asked for, and ValueError where the data
+    has nothing to validate on.
     """
     from accelerate import Accelerator
 
@@ -146,6 +147,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     state_path = folder / "state.pt"
     if state_path.exists() and not resume:
         raise FileExistsError(f"{folder} holds a run already: pass --resume to go on with it, or rename the recipe")
+    validation = open_validation(recipe)
     model = build_model(recipe)
     parameters = select_trainable(model, recipe)
     objective = Objective(model, recipe).to(memory_format=torch.channels_last)
@@ -187,14 +189,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         with average.applied(), accelerator.autocast():
             model.eval()
             sheet = folder / "sheets" / f"{step:07d}.jpg" if accelerator.is_main_process else None
-            if recipe.stage == "estimator":
-                score, figures = validate_estimator(model, recipe, sheet)
-            elif recipe.stage == "joint":
-                score, figures = validate_joint(model, recipe, sheet)
-            elif recipe.stage == "pre_deblur":
-                score, figures = validate_pre_deblur(model, recipe, sheet)
-            else:
-                score, figures = validate_regression(model, recipe, sheet)
+            score, figures = validation(model, sheet)
             provenance = describe(recipe, step, hours(seconds, cpu_seconds), figures)
             if accelerator.is_main_process:
                 save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
@@ -344,7 +339,7 @@ def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> l
 
 
 def estimate_pair_maps(model: RDDM, pairs: list[PhotoPair]) -> dict[Path, np.ndarray]:
-    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`, as p and f get it of a whole one."""
+    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`, as p and f get it in use."""
     model.eval()
     maps = {}
     for pair in pairs:

@@ -301,6 +301,22 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("stage", ["joint", "estimator"])
+def test_data_without_a_dev_part_is_refused_before_the_work(runs, collection, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr("rddm_core.training.train.build_model", lambda _: pytest.fail("a model was built"))
+    root = tmp_path / "data"
+    shutil.copytree(collection, root)
+    folder = root / ("defocus_masks" if stage == "estimator" else "real_pairs")
+    recipe, manifest = write_recipe(tmp_path, root, stage=stage), folder / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("dev.png", "gone.png").replace("dev_blur.png", "gone.png"))
+    with pytest.raises(FileNotFoundError, match=rf"gone\.png of split=dev in {folder} does not exist \(1 in all\)"):
+        run(recipe)
+    manifest.write_text("".join(line for line in manifest.open() if not line.strip().endswith("dev")))
+    with pytest.raises(ValueError, match=f"{folder} has nothing of split=dev.*give some rows"):
+        run(recipe)
+    assert not (runs / "tiny").exists()
+
+
 def test_an_existing_run_is_not_overwritten(runs, narrow_networks, collection, tmp_path):
     recipe = write_recipe(tmp_path, collection, steps=1)
     run(recipe)
