@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -26,6 +27,7 @@ def atomic_target(path: Path, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; on success that file replaces `path`.
 
     With `keep` it does so only where there is no `path` by then: of several writers the first one wins.
+    It is on the disk before it gets its name: not even a power cut leaves half a file under that name.
     On any failure, Ctrl-C too, it is removed; what a killed process left in the folder goes at the next call
     (`remove_abandoned`). Missing folders are made. The body fills the file, which is there, empty.
     """
@@ -38,6 +40,7 @@ def atomic_target(path: Path, keep: bool = False) -> Iterator[Path]:
             if fcntl is None:
                 held.close()  # an open file could not be renamed
             yield partial
+            _bring_to_disk(partial)
             if keep:
                 _place_new(partial, path)
             else:
@@ -76,6 +79,15 @@ def write_text(path: Path, text: str, keep: bool = False) -> None:
     """Write `text` as UTF-8, atomically; `keep` as in `atomic_target`."""
     with atomic_target(path, keep) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def _bring_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+                raise
 
 
 def _place_new(partial: Path, path: Path) -> None:

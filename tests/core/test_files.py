@@ -55,6 +55,18 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproce
         process.kill()
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced, sync = tmp_path / "a.txt", [], os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write_text(path, "four")
+    assert synced == [(4, False)]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_the_first_writer_wins_where_the_file_is_to_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
