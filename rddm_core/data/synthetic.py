@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,8 @@ class RenderedPack:
     """Rendered samples kept in one memory-mapped file, so that later epochs cost a read.
 
     `folder` gets `samples.npy` (uint8 [count, 7, S, S]), `done.npy` (bool [count]) and `render.json` with what made
-    them; a folder made by another configuration is refused.
+    them; a folder made by another configuration is refused. Processes share it, whether they are forked or get it
+    pickled.
     """
 
     def __init__(
@@ -152,8 +154,19 @@ class RenderedPack:
             write_text(description, json.dumps(described, indent=1), keep=True)
         if json.loads(description.read_text(encoding="utf-8")) != described:
             raise ValueError(f"{folder} holds samples of another configuration: remove it or name another folder")
-        self.samples = self._open("samples.npy", (count, 7, config.size, config.size), np.uint8)
-        self.done = self._open("done.npy", (count,), np.bool_)
+        self._open_all()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled, a mapped array is a copy of all of it; a process that gets the pack maps the files itself.
+        return {name: value for name, value in vars(self).items() if name not in ("samples", "done")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_all()
+
+    def _open_all(self) -> None:
+        self.samples = self._open("samples.npy", (self.count, 7, self.config.size, self.config.size), np.uint8)
+        self.done = self._open("done.npy", (self.count,), np.bool_)
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         path = self.folder / name

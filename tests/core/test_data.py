@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +181,15 @@ class TestPack:
         with pytest.raises(ValueError, match="another configuration"):
             RenderedPack(tmp_path, sources.sharp, replace(RENDER, seed=5), 3)
         RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+
+    def test_a_pickled_pack_shares_the_files(self, sources, tmp_path):
+        """As loader workers get it that are not forked."""
+        pack = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        pickled = pickle.dumps(pack)
+        assert len(pickled) < pack.samples.nbytes / 4
+        other = pickle.loads(pickled)
+        other.sample(1)
+        assert pack.done[1] and np.array_equal(pack.samples[1], other.samples[1]) and pack.samples[1].any()
 
     def test_another_configuration_is_refused(self, sources, tmp_path):
         RenderedPack(tmp_path, sources.sharp, RENDER, 3)
