@@ -17,7 +17,7 @@ from torch import Tensor
 from ..files import atomic_target, write_text
 from ..optics import render_defocus
 from .scenes import radius_field_from_depth, sample_aperture, sample_radius_field
-from .sources import DepthPhoto, SharpPhoto, read_grey, read_rgb
+from .sources import DepthPhoto, SharpPhoto, read_labels, read_rgb
 
 RADIUS_STEP = 1 / 16
 """Resolution, in pixels, of the radii stored in a pack."""
@@ -76,7 +76,7 @@ def _sharp_crop(photos: list[SharpPhoto], size: int, rng: np.random.Generator) -
     for _ in range(4):
         photo = photos[rng.choice(len(photos), p=weights / weights.sum())]
         picture = read_rgb(photo.path)
-        labels = read_grey(photo.segments) if photo.segments else None
+        labels = read_labels(photo.segments) if photo.segments else None
         if labels is not None and labels.shape != picture.shape[:2]:
             labels = None
         smallest = max(0.45, (size + 1) / min(picture.shape[:2]))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..data.datasets import cuhk_photos
 from ..data.scenes import sample_aperture, sample_radius_field
-from ..data.sources import MaskedPhoto, read_grey, read_rows
+from ..data.sources import MaskedPhoto, read_mask, read_rows
 from ..images import load_image
 from ..networks.model import RDDM
 from ..optics import render_defocus
@@ -186,7 +186,7 @@ def _told(failed: Failed | None, path: Path) -> Iterator[None]:
 
 def _read(photo: MaskedPhoto) -> tuple[Tensor, Tensor]:
     """Photograph [3, H, W] in 0..1 and mask [H, W], True where out of focus."""
-    image, truth = load_image(photo.image).pixels, torch.from_numpy(read_grey(photo.mask)) > 127
+    image, truth = load_image(photo.image).pixels, torch.from_numpy(read_mask(photo.mask)) > 127
     if truth.shape != image.shape[-2:]:
         raise ValueError(f"{photo.mask} is {list(truth.shape)}, but its photograph {list(image.shape[-2:])}")
     return image, truth

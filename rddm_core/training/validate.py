@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.datasets import dataset_masks, dataset_pairs
-from ..data.sources import MaskedPhoto, PhotoPair, read_grey, read_rgb
+from ..data.sources import MaskedPhoto, PhotoPair, read_mask, read_rgb
 from ..files import atomic_target
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
@@ -167,7 +167,7 @@ def validate_estimator(
     """
     intersection, union, errors, rows = torch.zeros(2), torch.zeros(2), [], []
     for i, photo in enumerate(masked):
-        truth, image = torch.from_numpy(read_grey(photo.mask)) > 127, to_tensor(read_rgb(photo.image))
+        truth, image = torch.from_numpy(read_mask(photo.mask)) > 127, to_tensor(read_rgb(photo.image))
         estimate = estimate_defocus_map(model, image)[0, 0]
         if is_shown(i, len(masked)):
             rows.append((image, estimate.expand_as(image), truth.float().expand_as(image)))

@@ -14,17 +14,22 @@ from PIL import Image
 
 from rddm_core.data.scenes import sample_aperture, sample_radius_field
 from rddm_core.data.sources import (
+    MaskedPhoto,
     PhotoPair,
     depth_photos,
     focal_stack_depths,
     masked_photos,
     photo_pairs,
+    read_labels,
+    read_mask,
     sharp_photos,
 )
 from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
+from rddm_core.evaluation.maps import score_maps
 from rddm_core.files import write_text
 from rddm_core.optics import radius_from_map
+from rddm_core.training.validate import validate_estimator
 
 
 def write_manifest(path: Path, rows: list[dict[str, object]]) -> None:
@@ -97,6 +102,30 @@ class TestSources:
     def test_segments_are_found_by_name(self, collection):
         photos = sharp_photos(collection / "sharp", "train", collection / "segments")
         assert [p.segments is not None for p in photos] == [True, False, False]
+
+    def test_a_palette_gives_the_brightness_of_masks_and_the_numbers_of_segments(self, tmp_path):
+        picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), "P")
+        picture.putpalette([0, 0, 0, 255, 255, 255, 0, 0, 0])
+        picture.save(tmp_path / "p.png")
+        assert read_mask(tmp_path / "p.png").tolist() == [[0, 255, 0]]
+        assert read_labels(tmp_path / "p.png").tolist() == [[0, 1, 2]]
+        Image.fromarray(np.array([[7, 200]], dtype=np.uint8)).save(tmp_path / "l.png")
+        assert read_mask(tmp_path / "l.png").tolist() == read_labels(tmp_path / "l.png").tolist() == [[7, 200]]
+
+    def test_masks_are_binary_whatever_their_palette(self, tmp_path, monkeypatch):
+        """In training, in scores of maps and in validation."""
+        rng = np.random.default_rng(0)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "i.png")
+        mask = Image.fromarray(np.ones((64, 64), dtype=np.uint8), "P")
+        mask.putpalette([0, 0, 0, 255, 255, 255])
+        mask.save(tmp_path / "m.png")
+        photo = MaskedPhoto(tmp_path / "i.png", tmp_path / "m.png")
+        mixture = MixtureConfig(crop=32, synthetic=0, real=0, identity=0, masks=1)
+        sample = draw_sample(Sources(None, [], [], [photo]), mixture, 0)
+        assert bool((sample["map"] == 1).all())
+        assert score_maps([photo], {})["all white"].iou_blurred == 1
+        monkeypatch.setattr("rddm_core.training.validate.estimate_defocus_map", lambda *_: torch.ones(1, 1, 64, 64))
+        assert validate_estimator(None, [photo], None)[1]["iou_blurred"] == 1
 
     def test_a_missing_manifest_names_itself(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="manifest.csv does not exist"):
