@@ -222,7 +222,9 @@ def _add_evaluate(commands: Any) -> None:
     output.add_argument(
         "--sharp", type=Path, metavar="DATA", help="for the report: sharp photographs as their own target"
     )
-    output.add_argument("--masks", type=Path, metavar="DATA", help="for the report: photographs with defocus masks")
+    output.add_argument(
+        "--masks", type=Path, metavar="DATA", help="for the report: photographs with defocus masks, as of evaluate-maps"
+    )
     _add_threshold(parser)
     _add_settings(parser)
     _add_model(parser)
@@ -240,7 +242,8 @@ def _add_evaluate_maps(commands: Any) -> None:
         "masks",
         type=Path,
         metavar="DATA",
-        help="a manifest (CSV with the columns image and mask, white = out of focus), or CUHK's folder",
+        help="a manifest (CSV with the columns image and mask, white = out of focus; paths relative to the folder that "
+        "holds the manifest's folder: of SET/masks/manifest.csv to SET), or CUHK's folder",
     )
     parser.add_argument(
         "--sharp",

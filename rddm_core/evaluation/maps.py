@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,23 +40,31 @@ Failed = Callable[[Path, str], None]
 
 
 def find_masks(path: Path, where: Sequence[tuple[str, str]] = (), limit: int | None = None) -> list[MaskedPhoto]:
-    """Photographs with masks: of a manifest (columns image and mask, relative to the parent of its folder) or of a
-    folder with one, or of CUHK (part `test`, or the one that `where` names as `split`).
+    """Photographs with masks: of a manifest (columns image and mask, relative to the folder that holds its folder,
+    however `path` is spelled) or of a folder with one, or of CUHK (part `test`, or the one that `where` names as
+    `split`, its only column).
 
     Raises ValueError (DatasetError for a folder that is neither) and FileNotFoundError.
     """
     manifest = path / "manifest.csv" if path.is_dir() else path
     if path.is_dir() and not manifest.is_file():
+        if others := [column for column, _ in where if column != "split"]:
+            raise ValueError(f"{path} has no column {others[0]!r}: CUHK has split alone (train, dev or test)")
+        if len(splits := {value for _, value in where}) > 1:
+            raise ValueError(f"{path} has no rows of {' and '.join(sorted(splits))} at once: choose one split")
         return cuhk_photos(path, dict(where).get("split", "test"))[:limit]
     rows = read_rows(manifest, ("image", "mask", *(column for column, _ in where)))
-    root = manifest.parent.parent
+    # The parent's parent of `manifest.csv` as spelled inside its folder would be that folder. Links are not followed:
+    # where the folder itself is one, the pictures lie beside it.
+    root = Path(os.path.abspath(manifest)).parent.parent
     photos = [
         MaskedPhoto(root / row["image"], root / row["mask"])
         for row in rows
         if all(row[column] == value for column, value in where)
     ]
     if not photos:
-        raise ValueError(f"{manifest} has no rows with {' and '.join(f'{c}={v}' for c, v in where)}")
+        selection = " and ".join(f"{c}={v}" for c, v in where)
+        raise ValueError(f"{manifest} has no rows" + (f" with {selection}" if selection else ""))
     return photos[:limit]
 
 
