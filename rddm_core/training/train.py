@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from .losses import (
 from .optimizers import make_optimizers
 from .recipe import Recipe, load_recipe, runs_folder
 from .validate import open_validation, to_tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WEIGHTS_LICENCE = (
     "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
@@ -131,6 +134,16 @@ class MovingAverage:
                 torch._foreach_copy_(self.parameters, kept)
 
 
+def agreed(accelerator: Accelerator, *decisions: bool) -> list[bool]:
+    """The main process's decisions, for all of them: a process that stopped by its own clock would let others wait."""
+    if accelerator.num_processes == 1:
+        return list(decisions)
+    from accelerate.utils import broadcast
+
+    votes = torch.tensor(decisions, dtype=torch.int32, device=accelerator.device)
+    return [bool(vote) for vote in broadcast(votes).tolist()]
+
+
 def run(config_path: Path, minutes: float | None = None, resume: bool = False) -> Path:
     """Train the recipe at `config_path`; returns the exported checkpoint.
 
@@ -204,7 +217,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     started = last_save = last_validation = time.monotonic()
     bad = 0
     for batch in loader:
-        if step >= recipe.steps or (minutes is not None and time.monotonic() - started > minutes * 60):
+        over = minutes is not None and time.monotonic() - started > minutes * 60
+        if step >= recipe.steps or (minutes is not None and agreed(accelerator, over)[0]):
             break
         tick, cpu_tick = time.monotonic(), time.process_time()
         batch = {key: value.to(accelerator.device) for key, value in batch.items()}
@@ -235,12 +249,14 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         cpu_seconds += time.process_time() - cpu_tick
         shown = {key: float(value.detach()) for key, value in losses.items()}
         log.step(step, shown, norm, learning_rate(recipe, step), hours(seconds, cpu_seconds))
-        validated = time.monotonic() - last_validation > recipe.validate_minutes * 60
-        if validated:
+        now = time.monotonic()
+        due = (now - last_validation > recipe.validate_minutes * 60, now - last_save > recipe.checkpoint_minutes * 60)
+        to_validate, to_save = agreed(accelerator, *due)
+        if to_validate:
             best = validate()
             last_validation = time.monotonic()
         # Always after a validation: without its score, a run that goes on would replace the best weights by worse ones.
-        if validated or time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
+        if to_validate or to_save:
             save()
             last_save = time.monotonic()
     best = validate()
