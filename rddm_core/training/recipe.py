@@ -102,7 +102,7 @@ class Recipe:
     """Steps at which residual_scale is measured; it is frozen after the last."""
     recommended_steps: int = 1
     """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
-    precision: Literal["auto", "bf16", "no", "fp16"] = "auto"
+    precision: Literal["auto", "bf16", "no"] = "auto"
     """`auto`: bf16 on a GPU and on CPUs with AVX-512; on a CPU without, it took ten times as long as fp32 ("no")."""
     workers: int = 1
     seed: int = 0
@@ -119,6 +119,8 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe; ValueError names the file and the wrong or unknown key."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.get("precision") == "fp16":
+            raise ValueError("precision fp16 cannot be trained in, its small gradients vanish: take bf16, auto or no")
         return dataclass_from_dict(Recipe, values, "recipe", complete=False)
     except (json.JSONDecodeError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error

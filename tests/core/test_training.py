@@ -146,6 +146,12 @@ class TestRecipes:
         with pytest.raises(ValueError, match=r"r\.json"):
             load_recipe(path)
 
+    def test_fp16_is_refused_with_what_to_take_instead(self, tmp_path):
+        path = tmp_path / "r.json"
+        path.write_text('{"name": "x", "stage": "joint", "precision": "fp16"}')
+        with pytest.raises(ValueError, match=r"r\.json: precision fp16 cannot be trained in.*bf16"):
+            load_recipe(path)
+
     def test_data_must_be_named(self, monkeypatch):
         monkeypatch.delenv("RDDM_DATA", raising=False)
         with pytest.raises(ValueError, match="set RDDM_DATA"):
