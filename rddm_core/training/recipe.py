@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,20 @@ def load_recipe(path: Path) -> Recipe:
         return dataclass_from_dict(Recipe, values, "recipe", complete=False)
     except (json.JSONDecodeError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """The fields in which two recipes differ, those of nested ones as in `mixture.crop`."""
+    return list(_differences(asdict(before), asdict(now), ""))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{where}{key}.")
+        elif old != new:
+            yield where + key
 
 
 def runs_folder() -> Path:

@@ -38,7 +38,7 @@ from .losses import (
     sample_weights,
 )
 from .optimizers import make_optimizers
-from .recipe import Recipe, load_recipe, runs_folder
+from .recipe import Recipe, differences, load_recipe, runs_folder
 from .validate import open_validation, to_tensor
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ WEIGHTS_LICENCE = (
     "see the model card before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
 )
 MAX_BAD_STEPS = 20
+MAY_CHANGE = ("steps", "workers", "checkpoint_minutes", "validate_minutes")
+"""Fields of a recipe that a run may go on with other values of."""
 ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
 WAKING = 0.05
 """beta and gamma of blocks that join trained networks. At 0 nothing inside them gets a gradient, and they sleep on."""
@@ -144,13 +146,37 @@ def agreed(accelerator: Accelerator, *decisions: bool) -> list[bool]:
     return [bool(vote) for vote in broadcast(votes).tolist()]
 
 
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse to train in a folder whose run would be lost, or would go on as another one.
+
+    Raises FileExistsError where there is a run and `resume` is not asked for, or one without the state.pt that going on
+    needs; ValueError where the run was begun by another recipe, but for what MAY_CHANGE.
+    """
+    state, described = folder / "state.pt", folder / "recipe.json"
+    weights = [path for path in (folder / "best.safetensors", folder / "model.safetensors") if path.exists()]
+    if weights and not state.exists():
+        raise FileExistsError(
+            f"{folder} holds {weights[0].name} of a run, but no state.pt to go on from: rename the recipe, or remove "
+            "the folder to begin anew"
+        )
+    if (state.exists() or described.exists()) and not resume:
+        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on with it, or rename the recipe")
+    if state.exists() and described.exists():
+        changed = [field for field in differences(load_recipe(described), recipe) if field not in MAY_CHANGE]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run of another recipe (it differs in {', '.join(changed)}): rename this one, or "
+                f"take the change back; only {', '.join(MAY_CHANGE)} may change"
+            )
+
+
 def run(config_path: Path, minutes: float | None = None, resume: bool = False) -> Path:
     """Train the recipe at `config_path`; returns the exported checkpoint.
 
     Everything lands in runs_folder() / recipe.name: state.pt (to resume), model.safetensors (averaged weights of the
     last validation) and best.safetensors (of the best one on real dev pairs), train.csv, validation.csv, sheets/.
-    Raises FileExistsError where a run of that name exists and `resume` is not asked for, and ValueError where the data
-    has nothing to validate on.
+    Raises FileExistsError and ValueError where the folder holds a run that must not be lost or changed, as
+    `check_folder` says, and ValueError where the data has nothing to validate on.
     """
     from accelerate import Accelerator
 
@@ -158,8 +184,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     accelerator = Accelerator(mixed_precision=precision_for(recipe))
     folder = runs_folder() / recipe.name
     state_path = folder / "state.pt"
-    if state_path.exists() and not resume:
-        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on with it, or rename the recipe")
+    check_folder(folder, recipe, resume)
     validation = open_validation(recipe)
     model = build_model(recipe)
     parameters = select_trainable(model, recipe)

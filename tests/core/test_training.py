@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from rddm_core.training.train import (
     MovingAverage,
     Objective,
     build_model,
+    check_folder,
     estimate_pair_maps,
     learning_rate,
     leave_out,
@@ -334,6 +335,43 @@ def test_an_existing_run_is_not_overwritten(runs, narrow_networks, collection, t
     run(recipe)
     with pytest.raises(FileExistsError, match="--resume"):
         run(recipe)
+
+
+def test_a_run_without_its_state_is_not_begun_anew(runs, narrow_networks, collection, tmp_path):
+    recipe = write_recipe(tmp_path, collection, stage="estimator", steps=1, mixture={"crop": 64, "masks": 1.0})
+    best, log = run(recipe), runs / "tiny" / "train.csv"
+    log.write_text("step\n1\n")
+    (runs / "tiny" / "state.pt").unlink()
+    weights = best.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=r"best\.safetensors of a run, but no state\.pt.*remove the folder"):
+            run(recipe, resume=resume)
+    assert best.read_bytes() == weights and log.read_text() == "step\n1\n"
+
+
+def test_a_run_that_was_stopped_before_its_first_state_begins_anew(tmp_path, collection):
+    recipe = load_recipe(write_recipe(tmp_path, collection))
+    folder = tmp_path / "tiny"
+    check_folder(folder, recipe, resume=False)
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    with pytest.raises(FileExistsError, match="--resume"):
+        check_folder(folder, recipe, resume=False)
+    check_folder(folder, replace(recipe, batch=9), resume=True)
+
+
+def test_a_run_goes_on_by_its_own_recipe_alone(tmp_path, collection):
+    recipe = load_recipe(write_recipe(tmp_path, collection, network={"denoiser": {"overlap": False}}))
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"")
+    check_folder(folder, recipe, resume=True)  # of a version that wrote no recipe.json
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    check_folder(folder, recipe, resume=True)
+    check_folder(folder, replace(recipe, steps=9, workers=3, checkpoint_minutes=1, validate_minutes=1), resume=True)
+    changed = replace(recipe, batch=9, network={"denoiser": {}}, mixture=replace(recipe.mixture, crop=32))
+    with pytest.raises(ValueError, match=r"differs in network\.denoiser\.overlap, mixture\.crop, batch\)"):
+        check_folder(folder, changed, resume=True)
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(runs, narrow_networks, collection, tmp_path, monkeypatch):
