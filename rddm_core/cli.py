@@ -787,7 +787,7 @@ def run_train(args: argparse.Namespace) -> int:
         checkpoint = run(args.config, minutes=args.minutes, resume=args.resume)
     except ImportError as error:
         raise CommandError(f"training needs the extra `train` of this package ({error})") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise CommandError(str(error)) from error
     print(f"checkpoint: {checkpoint}")
     return 0
@@ -799,14 +799,15 @@ def run_info(args: argparse.Namespace) -> int:
 
     path = args.checkpoint or default_checkpoint_path()
     try:
-        print(describe(path, read_info(path)))
+        for line in describe(path, read_info(path)).split("\n"):
+            _say(line)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
     return 0
 
 
 def describe(path: Path, info: CheckpointInfo) -> str:
-    """A checkpoint's description as text."""
+    """A checkpoint's description as text; what a foreign one says is escaped, lest it command the terminal."""
     from .config import config_to_dict
 
     lines = [
@@ -822,7 +823,7 @@ def describe(path: Path, info: CheckpointInfo) -> str:
         "provenance",
         *_indented(info.provenance),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(_shown, lines))
 
 
 def _indented(values: Any, depth: int = 1) -> Iterator[str]:
@@ -927,8 +928,11 @@ def _say(text: str, error: bool = False) -> None:
 
     file = sys.stderr if error else sys.stdout
     encoding = getattr(file, "encoding", None) or "utf-8"
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    tqdm.write(_shown(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
+
+
+def _shown(line: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _warn(text: str) -> None:
@@ -993,8 +997,10 @@ def _quantity(text: str, units: Mapping[str, int], wanted: str) -> int:
 
 
 def _named_file(text: str) -> tuple[str, Path]:
-    """[NAME=]FILE; without a name the file's own, without its ending."""
+    """[NAME=]FILE; without a name the file's own, without its ending. A file with = in its name needs none."""
     name, separator, file = text.partition("=")
+    if Path(text).is_file():
+        separator = ""
     return (name, Path(file)) if separator and name and file else (Path(text).stem, Path(text))
 
 
