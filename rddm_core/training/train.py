@@ -63,7 +63,7 @@ class Objective(nn.Module):
     def __init__(self, model: RDDM, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.alpha_bars = make_alpha_bars(model.config.diffusion)
+        self.alpha_bars = make_alpha_bars(model.config.diffusion)  # no buffer: float64, which not every device has
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         blurred = batch["blurred"].contiguous(memory_format=torch.channels_last)
@@ -73,8 +73,8 @@ class Objective(nn.Module):
         weights = sample_weights(blurred, sharp, recipe.balance_floor) if recipe.balance_floor else None
         if recipe.stage == "joint":
             t, noise = self._noise(batch)
-            bars = self.alpha_bars.to(t.device)
-            losses = joint_loss(self.model, blurred, sharp, self._maps(batch, blurred), t, noise, bars, weights)
+            maps, bars = self._maps(batch, blurred), self.alpha_bars
+            losses = joint_loss(self.model, blurred, sharp, maps, t, noise, bars, weights)
             loss = losses["residual"] + recipe.anchor * losses["anchor"]
         else:
             regression = recipe.stage == "regression"
