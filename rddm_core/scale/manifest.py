@@ -17,9 +17,9 @@ class Manifest:
     """`manifest.jsonl` in a folder of results: only appended to, a line at a time; of a target the last line counts.
 
     A line holds source (absolute), source_bytes and source_mtime_ns (as it was before the run), target and extras
-    (relative to the folder), written (of every file of the result, its name there, size and time of change), status
-    ("done" or "failed"), error, width, height, seconds, and settings: the fingerprint
-    of settings and weights (`Work.fingerprint`). A line that a crash cut off is passed over.
+    (relative to the folder), written (of every file of the result, by its name there, size and time of change), status
+    ("done" or "failed"), error, width, height, seconds, and settings: the fingerprint of settings and weights
+    (`Work.fingerprint`). A line that a crash cut off is passed over.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
