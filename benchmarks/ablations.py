@@ -27,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from rddm_core.config import merge
 from rddm_core.evaluation.evaluate import METRICS, Pair, PairScores, evaluate, find_pairs, summarise, write_csv
 from rddm_core.evaluation.rows import combine, peer_method
 from rddm_core.files import write_text
-from rddm_core.training.recipe import Recipe, load_recipe, runs_folder
+from rddm_core.training.recipe import differences, load_recipe, runs_folder
 from rddm_core.training.train import run
 
 PLAN = Path(__file__).with_suffix(".json")
@@ -192,8 +192,8 @@ def train_apart(path: Path) -> None:
 def finished(path: Path) -> bool:
     """Whether the run of the recipe at `path` is complete; ValueError where it was made by another recipe."""
     recipe, weights, before = load_recipe(path), weights_of(path), path.with_suffix("") / "recipe.json"
-    if before.is_file() and load_recipe(before) != recipe:
-        raise ValueError(f"{before.parent} holds a run of another recipe ({differences(before, recipe)}): move it away")
+    if before.is_file() and (changed := differences(load_recipe(before), recipe)):
+        raise ValueError(f"{before.parent} holds a run of another recipe ({', '.join(changed)}): move it away")
     done = weights.is_file() and read_info(weights).provenance["step"] >= recipe.steps
     print(f"{recipe.name}: {'finished before' if done else f'{recipe.steps} steps'}", flush=True)
     return done
@@ -202,12 +202,6 @@ def finished(path: Path) -> bool:
 def weights_of(path: Path) -> Path:
     """Of the last step, for the recipe at `path`."""
     return path.with_suffix("") / "model.safetensors"
-
-
-def differences(before: Path, recipe: Recipe) -> str:
-    """Names of the fields in which a recipe differs from the one that a run was made by."""
-    old, new = asdict(load_recipe(before)), asdict(recipe)
-    return ", ".join(key for key in new if old[key] != new[key])
 
 
 def measure(pairs: Sequence[Pair], variants: Sequence[Variant], weights: Mapping[str, Path]) -> list[PairScores]:

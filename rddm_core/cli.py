@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint import CheckpointInfo
-    from .evaluation.evaluate import Method, Metric, Pair, PairScores
+    from .data.sources import MaskedPhoto
+    from .evaluation.evaluate import Method, Pair, PairScores
     from .evaluation.maps import MapScore, RadiusOrder
-    from .evaluation.report import CropCollector
+    from .evaluation.report import Report
     from .networks.model import RDDM
     from .pipeline import DeblurSettings
     from .scale.job import Job, Outcome, Work
@@ -221,7 +222,9 @@ def _add_evaluate(commands: Any) -> None:
     output.add_argument(
         "--sharp", type=Path, metavar="DATA", help="for the report: sharp photographs as their own target"
     )
-    output.add_argument("--masks", type=Path, metavar="DATA", help="for the report: photographs with defocus masks")
+    output.add_argument(
+        "--masks", type=Path, metavar="DATA", help="for the report: photographs with defocus masks, as of evaluate-maps"
+    )
     _add_threshold(parser)
     _add_settings(parser)
     _add_model(parser)
@@ -239,7 +242,8 @@ def _add_evaluate_maps(commands: Any) -> None:
         "masks",
         type=Path,
         metavar="DATA",
-        help="a manifest (CSV with the columns image and mask, white = out of focus), or CUHK's folder",
+        help="a manifest (CSV with the columns image and mask, white = out of focus; paths relative to the folder that "
+        "holds the manifest's folder: of SET/masks/manifest.csv to SET), or CUHK's folder",
     )
     parser.add_argument(
         "--sharp",
@@ -277,7 +281,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="COLUMN=VALUE",
-        help="only rows with this value; repeat to demand more. Data sets have the column split: train, dev or test",
+        help="only rows with this value; repeat to demand more. Data sets have the column split: train, dev or test. "
+        "Of the other sets that a command is given beside DATA, split alone selects, and they need that column then",
     )
 
 
@@ -576,15 +581,19 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
 def run_evaluate(args: argparse.Namespace) -> int:
     """Score the selected pairs; 0 only if all could be scored."""
     from .evaluation.evaluate import METRICS, evaluate, find_pairs, format_table, summarise, write_csv, write_json
+    from .evaluation.maps import find_masks
     from .evaluation.perceptual import PatchFID, lpips_metric
     from .evaluation.radius import fitted_radius
-    from .evaluation.report import MAIN_ROW, CropCollector
+    from .evaluation.report import MAIN_ROW, CropCollector, Report
     from .evaluation.rows import combine, peer_method, rddm_method, select_rows
     from .metrics import MissingExtraError, require_extra
 
     settings = _settings(args)
     try:
         pairs = find_pairs(args.data, args.layout, args.where, args.limit)
+        # What the report needs besides, now: found wanting afterwards, it would cost all that was measured.
+        sharp = find_pairs(args.sharp, "auto", _split_alone(args.where), args.limit) if args.sharp else []
+        masks = find_masks(args.masks, _split_alone(args.where), args.limit) if args.masks else []
         rows = select_rows(args.rows)
         names = [*rows, *(name for name, _ in args.peer)]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -607,7 +616,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     probe = (lambda blurred, sharp: {"radius": fitted_radius(blurred, sharp)}) if args.report else None
     method = combine([rddm_method(model, settings, rows), *peers])
     results = _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs))
-    failed = sum(result.error is not None for result in results)
+    failed, failed_beside = sum(result.error is not None for result in results), 0
     steps = settings.steps or model.recommended_steps
     print(f"{len(results) - failed} pairs, {steps} steps")
     print(format_table(summarise(results, metrics), metrics))
@@ -632,37 +641,50 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if crops is not None:
         # Sharp photographs by the result alone: every further row would cost as much as it does on the pairs.
         on_sharp = combine([rddm_method(model, settings, [MAIN_ROW]), *peers])
-        _write_report(args, model, on_sharp, results, crops, metrics, totals, about)
+        folder = args.data.resolve().parent if args.data.is_file() else args.data.resolve()
+        title = f"RDDM defocus deblurring on {folder.name}"
+        peer_names = [name for name, _ in args.peer]
+        report = Report(title, about, results, crops.crops, metrics, crops.main, totals, peers=peer_names)
+        failed_beside = _write_report(args, model, on_sharp, sharp, masks, report)
     if failed:
         _say(f"{failed} of {len(results)} pairs failed", error=True)
-    return 1 if failed else 0
+    return 1 if failed or failed_beside else 0
 
 
 def _write_report(
     args: argparse.Namespace,
     model: RDDM,
     on_sharp: Method,
-    results: list[PairScores],
-    crops: CropCollector,
-    metrics: Sequence[Metric],
-    totals: dict[str, dict[str, float]],
-    about: dict[str, Any],
-) -> None:
-    from .evaluation.evaluate import evaluate, find_pairs
-    from .evaluation.report import Report, write_report
+    sharp: list[Pair],
+    masks: list[MaskedPhoto],
+    report: Report,
+) -> int:
+    """Score sharp photographs and maps, and write all of the report. Returns how many of them failed."""
+    from dataclasses import replace
 
-    sharp: list[PairScores] = []
-    if args.sharp:
-        photos = find_pairs(args.sharp, "auto", args.where, args.limit)
-        colour = [m for m in metrics if m.name in ("psnr", "colour_shift")]
-        sharp = _collect(evaluate(photos, on_sharp, colour), len(photos), "sharp photographs")
-    maps, order = _score_maps(args, model) if args.masks else ({}, None)
-    folder = args.data.resolve().parent if args.data.is_file() else args.data.resolve()
-    title = f"RDDM defocus deblurring on {folder.name}"
-    peers = [name for name, _ in args.peer]
-    report = Report(title, about, results, crops.crops, metrics, crops.main, totals, sharp, maps, order, peers)
+    from .evaluation.evaluate import evaluate
+    from .evaluation.report import write_report
+
+    colour = [m for m in report.metrics if m.name in ("psnr", "colour_shift")]
+    scored = _collect(evaluate(sharp, on_sharp, colour), len(sharp), "sharp photographs") if sharp else []
+    failed = sum(result.error is not None for result in scored)
+    report = replace(report, sharp=scored)
+    if masks:
+        try:
+            maps, order, unscored = _score_maps(masks, [p.sharp for p in sharp], model, args.threshold)
+            report = replace(report, maps=maps, order=order)
+        except CommandError as error:
+            _say(f"failed: the report has no defocus maps: {error}", error=True)
+            unscored = len(masks)
+        failed += unscored
     write_report(args.report, report)
     print(f"report: {args.report}")
+    return failed
+
+
+def _split_alone(where: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What `--where` asks of a set beside DATA, which has other columns."""
+    return [(column, value) for column, value in where if column == "split"]
 
 
 def _collect(scoring: Iterable[PairScores], total: int, unit: str = "pairs") -> list[PairScores]:
@@ -678,18 +700,21 @@ def run_evaluate_maps(args: argparse.Namespace) -> int:
     """Score the maps and print the table."""
     import json
 
-    from .evaluation.maps import as_dict, format_maps
+    from .evaluation.evaluate import find_pairs
+    from .evaluation.maps import as_dict, find_masks, format_maps
     from .files import write_text
     from .metrics import MissingExtraError, require_extra
 
     try:
         require_extra()
-    except MissingExtraError as error:
+        photos = find_masks(args.masks, args.where, args.limit)
+        pairs = find_pairs(args.sharp, "auto", _split_alone(args.where), args.limit) if args.sharp else []
+    except (ValueError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
     model = _load_model(args)
     if args.sweep:
-        return _sweep_maps(args, model)
-    scores, order = _score_maps(args, model)
+        return _sweep_maps(args, photos, model)
+    scores, order, failed = _score_maps(photos, [p.sharp for p in pairs], model, args.threshold)
     print(format_maps(scores))
     figures: dict[str, Any] = {"where": dict(args.where), "threshold": args.threshold, "maps": as_dict(scores)}
     if order is not None:
@@ -698,41 +723,55 @@ def run_evaluate_maps(args: argparse.Namespace) -> int:
         figures["radius_order"] = {"pooled": order.pooled, "mean": order.mean, "scenes": list(order.scenes)}
     if args.json:
         write_text(args.json, json.dumps(figures, indent=1) + "\n")
-    return 0
+    return 1 if failed else 0
 
 
-def _sweep_maps(args: argparse.Namespace, model: RDDM) -> int:
+def _sweep_maps(args: argparse.Namespace, photos: list[MaskedPhoto], model: RDDM) -> int:
     import json
 
-    from .evaluation.maps import find_masks, format_sweep, map_methods, sweep_thresholds
+    from .evaluation.maps import format_sweep, map_methods, sweep_thresholds
     from .files import write_text
 
+    failed = _Failures()
     try:
-        photos = find_masks(args.masks, args.where, args.limit)
-        cuts = sweep_thresholds(_progress(photos, "masks", len(photos)), map_methods(model)["estimator"])
+        cuts = sweep_thresholds(_progress(photos, "masks", len(photos)), map_methods(model)["estimator"], failed)
     except ValueError as error:
         raise CommandError(str(error)) from error
     print(format_sweep(cuts))
     if args.json:
         figures = {"where": dict(args.where), "sweep": [vars(cut) for cut in cuts]}
         write_text(args.json, json.dumps(figures, indent=1) + "\n")
-    return 0
+    return 1 if failed.count else 0
 
 
-def _score_maps(args: argparse.Namespace, model: RDDM) -> tuple[dict[str, MapScore], RadiusOrder | None]:
-    """Against the masks and, where sharp photographs are given, against rendered radii."""
-    from .evaluation.evaluate import find_pairs
-    from .evaluation.maps import find_masks, map_methods, radius_order, score_maps
+def _score_maps(
+    photos: list[MaskedPhoto], sharp: list[Path], model: RDDM, threshold: float
+) -> tuple[dict[str, MapScore], RadiusOrder | None, int]:
+    """Against the masks and, where there are sharp photographs, against rendered radii; how many could not be scored.
 
-    methods = map_methods(model)
+    Raises CommandError where none of the masks can be.
+    """
+    from .evaluation.maps import map_methods, radius_order, score_maps
+
+    methods, failed, unrendered = map_methods(model), _Failures(), _Failures()
     try:
-        photos = find_masks(args.masks, args.where, args.limit)
-        sharp = [p.sharp for p in find_pairs(args.sharp, "auto", args.where, args.limit)] if args.sharp else []
-        scores = score_maps(_progress(photos, "masks", len(photos)), methods, args.threshold)
-        order = radius_order(_progress(sharp, "scenes", len(sharp)), methods["estimator"]) if sharp else None
+        scores = score_maps(_progress(photos, "masks", len(photos)), methods, threshold, failed)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    return scores, order
+    scenes = _progress(sharp, "scenes", len(sharp))
+    order = radius_order(scenes, methods["estimator"], failed=unrendered) if sharp else None
+    return scores, None if unrendered.count == len(sharp) else order, failed.count + unrendered.count
+
+
+class _Failures:
+    """Says and counts what could not be scored."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: Path, reason: str) -> None:
+        self.count += 1
+        _say(f"failed: {path}: {reason}", error=True)
 
 
 # train, info
@@ -748,7 +787,7 @@ def run_train(args: argparse.Namespace) -> int:
         checkpoint = run(args.config, minutes=args.minutes, resume=args.resume)
     except ImportError as error:
         raise CommandError(f"training needs the extra `train` of this package ({error})") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise CommandError(str(error)) from error
     print(f"checkpoint: {checkpoint}")
     return 0
@@ -760,14 +799,15 @@ def run_info(args: argparse.Namespace) -> int:
 
     path = args.checkpoint or default_checkpoint_path()
     try:
-        print(describe(path, read_info(path)))
+        for line in describe(path, read_info(path)).split("\n"):
+            _say(line)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
     return 0
 
 
 def describe(path: Path, info: CheckpointInfo) -> str:
-    """A checkpoint's description as text."""
+    """A checkpoint's description as text; what a foreign one says is escaped, lest it command the terminal."""
     from .config import config_to_dict
 
     lines = [
@@ -783,7 +823,7 @@ def describe(path: Path, info: CheckpointInfo) -> str:
         "provenance",
         *_indented(info.provenance),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(_shown, lines))
 
 
 def _indented(values: Any, depth: int = 1) -> Iterator[str]:
@@ -888,8 +928,11 @@ def _say(text: str, error: bool = False) -> None:
 
     file = sys.stderr if error else sys.stdout
     encoding = getattr(file, "encoding", None) or "utf-8"
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=file)
+    tqdm.write(_shown(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
+
+
+def _shown(line: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _warn(text: str) -> None:
@@ -954,8 +997,10 @@ def _quantity(text: str, units: Mapping[str, int], wanted: str) -> int:
 
 
 def _named_file(text: str) -> tuple[str, Path]:
-    """[NAME=]FILE; without a name the file's own, without its ending."""
+    """[NAME=]FILE; without a name the file's own, without its ending. A file with = in its name needs none."""
     name, separator, file = text.partition("=")
+    if Path(text).is_file():
+        separator = ""
     return (name, Path(file)) if separator and name and file else (Path(text).stem, Path(text))
 
 

@@ -48,9 +48,14 @@ def sampling_timesteps(timesteps: int, steps: int, schedule: Schedule = "uniform
 
 
 def q_sample(x_0: Tensor, noise: Tensor, alpha_bar_t: Tensor | float) -> Tensor:
-    """Forward process, Eq. 3: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. `alpha_bar_t` broadcasts to x_0."""
-    alpha_bar_t = torch.as_tensor(alpha_bar_t, device=x_0.device)
-    return alpha_bar_t.sqrt().to(x_0.dtype) * x_0 + (1 - alpha_bar_t).sqrt().to(x_0.dtype) * noise
+    """Forward process, Eq. 3: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps. `alpha_bar_t` broadcasts to x_0.
+
+    It may lie on the CPU in float64, wherever x_0 is: the factors are made there and go to x_0 in its own precision,
+    since not every device has float64.
+    """
+    abar = alpha_bar_t if isinstance(alpha_bar_t, Tensor) else torch.tensor(alpha_bar_t, dtype=torch.float64)
+    signal, share = (factor.sqrt().to(x_0.dtype).to(x_0.device) for factor in (abar, 1 - abar))
+    return signal * x_0 + share * noise
 
 
 def ddpm_posterior(alpha_bar_t: float, alpha_bar_s: float) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -22,9 +23,11 @@ _ABANDONED_SECONDS = 24 * 3600
 
 
 @contextmanager
-def atomic_target(path: Path) -> Iterator[Path]:
+def atomic_target(path: Path, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary name in the folder of `path`; on success that file replaces `path`.
 
+    With `keep` it does so only where there is no `path` by then: of several writers the first one wins.
+    It is on the disk before it gets its name: not even a power cut leaves half a file under that name.
     On any failure, Ctrl-C too, it is removed; what a killed process left in the folder goes at the next call
     (`remove_abandoned`). Missing folders are made. The body fills the file, which is there, empty.
     """
@@ -37,7 +40,11 @@ def atomic_target(path: Path) -> Iterator[Path]:
             if fcntl is None:
                 held.close()  # an open file could not be renamed
             yield partial
-            os.replace(partial, path)
+            _bring_to_disk(partial)
+            if keep:
+                _place_new(partial, path)
+            else:
+                os.replace(partial, path)
     finally:
         # After a replacement nothing is left to remove; after a failure or Ctrl-C the partial file goes.
         partial.unlink(missing_ok=True)
@@ -68,10 +75,32 @@ def remove_own_partials(folder: Path) -> None:
             partial.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    with atomic_target(path) as partial:
+def write_text(path: Path, text: str, keep: bool = False) -> None:
+    """Write `text` as UTF-8, atomically; `keep` as in `atomic_target`."""
+    with atomic_target(path, keep) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
+
+
+def _bring_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
+                raise
+
+
+def _place_new(partial: Path, path: Path) -> None:
+    """Give the file the name `path`, unless a file has it."""
+    with suppress(FileExistsError):
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            # Windows refuses to rename over a file; elsewhere, a moment is left between the look and the renaming.
+            if not path.exists():
+                os.rename(partial, path)
 
 
 def _create(partial: Path) -> BinaryIO:

@@ -193,4 +193,13 @@ def _match(blurred: Path, sharp: Path, collection: str) -> list[PhotoPair]:
     if (common := left_names & right_names) and left_names != right_names:
         lonely = min((left_names | right_names) - common)
         raise DatasetError(f"{lonely} lies in only one of {blurred} and {sharp}, while others are in both")
-    return [PhotoPair(b, s, f"{collection}/{s.stem}") for b, s in zip(left, right, strict=True)]
+    partners = dict(zip(left, right, strict=True))
+    if common:  # both by their stems, which alone agree: the endings can turn an order round
+        partners = dict(zip(sorted(left, key=_stem), sorted(right, key=_stem), strict=True))
+        if odd := [b for b, s in partners.items() if b.stem != s.stem]:
+            raise DatasetError(f"{odd[0]} has no partner of its own in {sharp}: there are several files of one name")
+    return [PhotoPair(b, s, f"{collection}/{s.stem}") for b, s in partners.items()]
+
+
+def _stem(path: Path) -> tuple[str, str]:
+    return path.stem, path.name

@@ -51,8 +51,14 @@ def read_rgb(path: Path) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def read_grey(path: Path) -> np.ndarray:
-    """Decode to uint8 [H, W]; palette images give their indices."""
+def read_mask(path: Path) -> np.ndarray:
+    """Decode to the brightness of every pixel, uint8 [H, W]."""
+    with Image.open(path) as image:
+        return np.array(image.convert("L"))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Decode the number of every pixel's segment, uint8 [H, W]: of palette images the index, whatever its colour."""
     with Image.open(path) as image:
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))
 

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from ..optics import map_from_radius, scale_map
 from ..orientation import turned
-from .sources import MaskedPhoto, PhotoPair, SharpPhoto, read_grey, read_rgb
+from .sources import MaskedPhoto, PhotoPair, SharpPhoto, read_mask, read_rgb
 from .synthetic import RADIUS_STEP, RenderedPack
 
 Sample = dict[str, Tensor]
@@ -139,7 +139,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         defocus, known = torch.zeros(1, config.crop, config.crop), 1.0
     else:
         masked = sources.masked[rng.integers(len(sources.masked))]
-        planes = np.concatenate((_planes(masked.image), read_grey(masked.mask)[None]))
+        planes = np.concatenate((_planes(masked.image), read_mask(masked.mask)[None]))
         planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3)[0], config.crop, rng)
         blurred = sharp = planes[:3].astype(np.float32)
         defocus, known = torch.from_numpy(planes[3:].astype(np.float32) / 255).round(), 1.0

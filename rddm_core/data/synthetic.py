@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..files import atomic_target, write_text
 from ..optics import render_defocus
 from .scenes import radius_field_from_depth, sample_aperture, sample_radius_field
-from .sources import DepthPhoto, SharpPhoto, read_grey, read_rgb
+from .sources import DepthPhoto, SharpPhoto, read_labels, read_rgb
 
 RADIUS_STEP = 1 / 16
 """Resolution, in pixels, of the radii stored in a pack."""
@@ -75,7 +76,7 @@ def _sharp_crop(photos: list[SharpPhoto], size: int, rng: np.random.Generator) -
     for _ in range(4):
         photo = photos[rng.choice(len(photos), p=weights / weights.sum())]
         picture = read_rgb(photo.path)
-        labels = read_grey(photo.segments) if photo.segments else None
+        labels = read_labels(photo.segments) if photo.segments else None
         if labels is not None and labels.shape != picture.shape[:2]:
             labels = None
         smallest = max(0.45, (size + 1) / min(picture.shape[:2]))
@@ -131,7 +132,8 @@ class RenderedPack:
     """Rendered samples kept in one memory-mapped file, so that later epochs cost a read.
 
     `folder` gets `samples.npy` (uint8 [count, 7, S, S]), `done.npy` (bool [count]) and `render.json` with what made
-    them; a folder made by another configuration is refused.
+    them; a folder made by another configuration is refused. Processes share it, whether they are forked or get it
+    pickled.
     """
 
     def __init__(
@@ -148,17 +150,29 @@ class RenderedPack:
         described = {"render": asdict(config), "count": count, "photos": names}
         description = folder / "render.json"
         if not description.exists():
-            write_text(description, json.dumps(described, indent=1))
-        elif json.loads(description.read_text()) != described:
+            # Several processes may begin at once: all go on with the files of the first.
+            write_text(description, json.dumps(described, indent=1), keep=True)
+        if json.loads(description.read_text(encoding="utf-8")) != described:
             raise ValueError(f"{folder} holds samples of another configuration: remove it or name another folder")
-        self.samples = self._open("samples.npy", (count, 7, config.size, config.size), np.uint8)
-        self.done = self._open("done.npy", (count,), np.bool_)
+        self._open_all()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pickled, a mapped array is a copy of all of it; a process that gets the pack maps the files itself.
+        return {name: value for name, value in vars(self).items() if name not in ("samples", "done")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open_all()
+
+    def _open_all(self) -> None:
+        self.samples = self._open("samples.npy", (self.count, 7, self.config.size, self.config.size), np.uint8)
+        self.done = self._open("done.npy", (self.count,), np.bool_)
 
     def _open(self, name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         path = self.folder / name
         if not path.exists():
             # A sparse file: disk is used only as samples are rendered.
-            with atomic_target(path) as partial:
+            with atomic_target(path, keep=True) as partial:
                 np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
         return np.lib.format.open_memmap(path, mode="r+")
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.datasets import cuhk_photos
 from ..data.scenes import sample_aperture, sample_radius_field
-from ..data.sources import MaskedPhoto, read_grey, read_rows
+from ..data.sources import MaskedPhoto, read_mask, read_rows
 from ..images import load_image
 from ..networks.model import RDDM
 from ..optics import render_defocus
@@ -32,26 +35,36 @@ RENDERED_RADIUS = 10.0
 
 MapMethod = Callable[[Tensor], Tensor]
 """Picture [3, H, W] in 0..1 -> defocus map [H, W] in 0..1, 1 = out of focus."""
+Failed = Callable[[Path, str], None]
+"""Is told of a photograph that could not be scored, and why; the others go on."""
 
 
 def find_masks(path: Path, where: Sequence[tuple[str, str]] = (), limit: int | None = None) -> list[MaskedPhoto]:
-    """Photographs with masks: of a manifest (columns image and mask, relative to the parent of its folder) or of a
-    folder with one, or of CUHK (part `test`, or the one that `where` names as `split`).
+    """Photographs with masks: of a manifest (columns image and mask, relative to the folder that holds its folder,
+    however `path` is spelled) or of a folder with one, or of CUHK (part `test`, or the one that `where` names as
+    `split`, its only column).
 
     Raises ValueError (DatasetError for a folder that is neither) and FileNotFoundError.
     """
     manifest = path / "manifest.csv" if path.is_dir() else path
     if path.is_dir() and not manifest.is_file():
+        if others := [column for column, _ in where if column != "split"]:
+            raise ValueError(f"{path} has no column {others[0]!r}: CUHK has split alone (train, dev or test)")
+        if len(splits := {value for _, value in where}) > 1:
+            raise ValueError(f"{path} has no rows of {' and '.join(sorted(splits))} at once: choose one split")
         return cuhk_photos(path, dict(where).get("split", "test"))[:limit]
     rows = read_rows(manifest, ("image", "mask", *(column for column, _ in where)))
-    root = manifest.parent.parent
+    # The parent's parent of `manifest.csv` as spelled inside its folder would be that folder. Links are not followed:
+    # where the folder itself is one, the pictures lie beside it.
+    root = Path(os.path.abspath(manifest)).parent.parent
     photos = [
         MaskedPhoto(root / row["image"], root / row["mask"])
         for row in rows
         if all(row[column] == value for column, value in where)
     ]
     if not photos:
-        raise ValueError(f"{manifest} has no rows with {' and '.join(f'{c}={v}' for c, v in where)}")
+        selection = " and ".join(f"{c}={v}" for c, v in where)
+        raise ValueError(f"{manifest} has no rows" + (f" with {selection}" if selection else ""))
     return photos[:limit]
 
 
@@ -81,24 +94,29 @@ class MapScore:
 
 
 def score_maps(
-    photos: Iterable[MaskedPhoto], methods: Mapping[str, MapMethod], threshold: float = THRESHOLD
+    photos: Iterable[MaskedPhoto],
+    methods: Mapping[str, MapMethod],
+    threshold: float = THRESHOLD,
+    failed: Failed | None = None,
 ) -> dict[str, MapScore]:
     """Row -> score of every method, and of the map that is white everywhere, over photographs with masks.
 
-    Raises ImageError for a photograph that cannot be read and ValueError for a mask of another size, or no photographs.
+    Raises ImageError for a photograph that cannot be read and ValueError for a mask of another size, unless `failed`
+    takes note of them; ValueError where no photograph is left.
     """
     methods = {"all white": lambda image: torch.ones(image.shape[-2:]), **methods}
     # Per row: intersection and union of blurred and of sharp, then F-beta and MAE per photograph.
     areas = {row: torch.zeros(2, 2, dtype=torch.float64) for row in methods}
     single: dict[str, list[tuple[float, float]]] = {row: [] for row in methods}
     for photo in photos:
-        image, truth = _read(photo)
-        for row, method in methods.items():
-            defocus_map = method(image)
-            blurred = defocus_map > threshold
-            for k, (a, b) in enumerate(((blurred, truth), (~blurred, ~truth))):
-                areas[row][k] += torch.tensor([int((a & b).sum()), int((a | b).sum())])
-            single[row].append((f_beta(blurred, truth), float((defocus_map - truth.float()).abs().mean())))
+        with _told(failed, photo.image):
+            image, truth = _read(photo)
+            maps = {row: method(image) for row, method in methods.items()}
+            for row, defocus_map in maps.items():
+                blurred = defocus_map > threshold
+                for k, (a, b) in enumerate(((blurred, truth), (~blurred, ~truth))):
+                    areas[row][k] += torch.tensor([int((a & b).sum()), int((a | b).sum())])
+                single[row].append((f_beta(blurred, truth), float((defocus_map - truth.float()).abs().mean())))
     if not next(iter(single.values())):
         raise ValueError("no photographs with masks")
     scores = {}
@@ -127,7 +145,7 @@ SWEPT = tuple(k / 20 for k in range(1, 20))
 """Thresholds that a sweep compares."""
 
 
-def sweep_thresholds(photos: Iterable[MaskedPhoto], method: MapMethod) -> list[Cut]:
+def sweep_thresholds(photos: Iterable[MaskedPhoto], method: MapMethod, failed: Failed | None = None) -> list[Cut]:
     """IoU of both classes at every threshold of SWEPT, for choosing one on a dev part; every map is made once.
 
     Pixels of all photographs count alike, as in `score_maps`, with which the figures agree. Raises as it does.
@@ -136,10 +154,11 @@ def sweep_thresholds(photos: Iterable[MaskedPhoto], method: MapMethod) -> list[C
     # Pixels of each class, by the number of thresholds that their map exceeds.
     counts = torch.zeros(2, len(SWEPT) + 1, dtype=torch.int64)
     for photo in photos:
-        image, truth = _read(photo)
-        exceeded = torch.bucketize(method(image).contiguous(), edges)  # edges[k - 1] < map <= edges[k]
-        for k, members in enumerate((exceeded[~truth], exceeded[truth])):
-            counts[k] += torch.bincount(members, minlength=len(SWEPT) + 1)
+        with _told(failed, photo.image):
+            image, truth = _read(photo)
+            exceeded = torch.bucketize(method(image).contiguous(), edges)  # edges[k - 1] < map <= edges[k]
+            for k, members in enumerate((exceeded[~truth], exceeded[truth])):
+                counts[k] += torch.bincount(members, minlength=len(SWEPT) + 1)
     if not counts.any():
         raise ValueError("no photographs with masks")
     cuts = []
@@ -163,9 +182,20 @@ def format_sweep(cuts: Sequence[Cut]) -> str:
     return align(lines)
 
 
+@contextmanager
+def _told(failed: Failed | None, path: Path) -> Iterator[None]:
+    """What fails inside is told to `failed`, if there is one, and goes no further."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
+        if failed is None:
+            raise
+        failed(path, str(error))
+
+
 def _read(photo: MaskedPhoto) -> tuple[Tensor, Tensor]:
     """Photograph [3, H, W] in 0..1 and mask [H, W], True where out of focus."""
-    image, truth = load_image(photo.image).pixels, torch.from_numpy(read_grey(photo.mask)) > 127
+    image, truth = load_image(photo.image).pixels, torch.from_numpy(read_mask(photo.mask)) > 127
     if truth.shape != image.shape[-2:]:
         raise ValueError(f"{photo.mask} is {list(truth.shape)}, but its photograph {list(image.shape[-2:])}")
     return image, truth
@@ -193,29 +223,35 @@ class RadiusOrder:
         return statistics.fmean(self.scenes) if self.scenes else 0.0
 
 
-def radius_order(photos: Iterable[Path], method: MapMethod, seed: int = 0) -> RadiusOrder:
+def radius_order(photos: Iterable[Path], method: MapMethod, seed: int = 0, failed: Failed | None = None) -> RadiusOrder:
     """How well the map orders true radii on photographs made out of focus by the renderer.
 
     One scene and one lens per photograph, drawn by (seed, number of the photograph), radii up to RENDERED_RADIUS
     pixels at a long side of RENDERED_SIDE. Scenes of one radius everywhere have no order of their own and count in
-    `pooled` alone.
+    `pooled` alone. Raises ImageError for a photograph that cannot be read, unless `failed` takes note of it.
     """
     scenes, maps, radii = [], [], []
     for i, photo in enumerate(photos):
-        rng = np.random.default_rng((seed, i))
-        sharp = load_image(photo).pixels
-        scale = RENDERED_SIDE / max(sharp.shape[-2:])
-        if scale < 1:
-            size = [max(1, round(n * scale)) for n in sharp.shape[-2:]]
-            sharp = F.interpolate(sharp[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-        height, width = sharp.shape[-2:]
-        field = sample_radius_field(rng, max(height, width), RENDERED_RADIUS)[:height, :width]
-        defocus_map = method(render_defocus(sharp, field, sample_aperture(rng)))
-        if float(field.abs().max() - field.abs().min()) > 0.5:
-            scenes.append(spearman(defocus_map, field.abs()))
-        maps.append(defocus_map[::8, ::8].flatten())
-        radii.append(field.abs()[::8, ::8].flatten())
+        with _told(failed, photo):
+            blurred, radius = _render(photo, np.random.default_rng((seed, i)))
+            defocus_map = method(blurred)
+            if float(radius.max() - radius.min()) > 0.5:
+                scenes.append(spearman(defocus_map, radius))
+            maps.append(defocus_map[::8, ::8].flatten())
+            radii.append(radius[::8, ::8].flatten())
     return RadiusOrder(tuple(scenes), spearman(torch.cat(maps), torch.cat(radii)) if maps else 0.0)
+
+
+def _render(photo: Path, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """The photograph [3, H, W], reduced to RENDERED_SIDE and made out of focus, and the radii [H, W] of that."""
+    sharp = load_image(photo).pixels
+    scale = RENDERED_SIDE / max(sharp.shape[-2:])
+    if scale < 1:
+        size = [max(1, round(n * scale)) for n in sharp.shape[-2:]]
+        sharp = F.interpolate(sharp[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    height, width = sharp.shape[-2:]
+    field = sample_radius_field(rng, max(height, width), RENDERED_RADIUS)[:height, :width]
+    return render_defocus(sharp, field, sample_aperture(rng)), field.abs()
 
 
 def format_maps(scores: Mapping[str, MapScore]) -> str:

@@ -17,8 +17,9 @@ class Manifest:
     """`manifest.jsonl` in a folder of results: only appended to, a line at a time; of a target the last line counts.
 
     A line holds source (absolute), source_bytes and source_mtime_ns (as it was before the run), target and extras
-    (relative to the folder), status ("done" or "failed"), error, width, height, seconds, and settings: the fingerprint
-    of settings and weights (`Work.fingerprint`). A line that a crash cut off is passed over.
+    (relative to the folder), written (of every file of the result, by its name there, size and time of change), status
+    ("done" or "failed"), error, width, height, seconds, and settings: the fingerprint of settings and weights
+    (`Work.fingerprint`). A line that a crash cut off is passed over.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -39,7 +40,9 @@ class Manifest:
         os.close(self._file)
 
     def unfinished(self, jobs: Iterable[Job]) -> list[Job]:
-        """The jobs that are not done: new, failed, with a source, settings or weights that changed, or results gone."""
+        """The jobs that are not done: new, failed, with a source, settings or weights that changed, or results that are
+        gone or were changed since.
+        """
         jobs = list(jobs)
         self._sources |= {job.source: _state(job.source) for job in jobs}
         return [job for job in jobs if not self._is_done(job)]
@@ -52,6 +55,7 @@ class Manifest:
             **self._files(job),
             "source_bytes": size,
             "source_mtime_ns": mtime,
+            "written": {} if outcome.error is not None else {self._name(p): _state(p) for p in job.outputs()},
             "status": "failed" if outcome.error is not None else "done",
             "error": outcome.error,
             "width": outcome.width,
@@ -66,9 +70,12 @@ class Manifest:
         """How a line names them; it alone tells one job from another."""
         return {
             "source": os.path.abspath(job.source),
-            "target": os.path.relpath(job.target, self.folder),
-            "extras": {name: os.path.relpath(path, self.folder) for name, path in job.extras.items()},
+            "target": self._name(job.target),
+            "extras": {name: self._name(path) for name, path in job.extras.items()},
         }
+
+    def _name(self, path: Path) -> str:
+        return os.path.relpath(path, self.folder)
 
     def _is_done(self, job: Job) -> bool:
         files, state = self._files(job), self._sources[job.source]
@@ -82,8 +89,15 @@ class Manifest:
             and (entry.get("source_bytes"), entry.get("source_mtime_ns")) == state
             and isinstance(made := entry.get("extras"), dict)
             and files["extras"].items() <= made.items()
-            and all(_holds_something(path) for path in job.outputs())
+            and all(self._is_as_written(path, entry.get("written")) for path in job.outputs())
         )
+
+    def _is_as_written(self, path: Path, written: object) -> bool:
+        """`written` of a line; None in one of an earlier version, which does not say what the results were like."""
+        state = _state(path)
+        if state is None or state[0] == 0:  # a power cut may leave a name without content
+            return False
+        return written is None or (isinstance(written, dict) and written.get(self._name(path)) == list(state))
 
     def _append(self, line: str) -> None:
         data = line.encode()
@@ -108,9 +122,3 @@ def _state(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def _holds_something(path: Path) -> bool:
-    # A power cut may leave a name without content.
-    state = _state(path)
-    return state is not None and state[0] > 0

@@ -60,17 +60,17 @@ def joint_loss(
 ) -> dict[str, Tensor]:
     """Eq. 12 in unit-scale residuals, the anchor on I_p, and Eq. 12 in the frequency domain.
 
-    blurred, sharp [B, 3, H, W]; defocus_map [B, 1, H, W]; t [B]; noise like sharp; alpha_bars [T + 1]; weights [B],
-    or None for equal ones. Returns means over the batch: `residual` |r - f(x_t, t, c)|_1, `anchor` |r|_1 with
-    r = residual_scale (I - I_p), and `spectrum`, the L1 norm of the Fourier transform of r - f. x_t is made from the
-    detached residual, or p could learn to write its answer into f's noisy input.
+    blurred, sharp [B, 3, H, W]; defocus_map [B, 1, H, W]; t [B]; noise like sharp; alpha_bars [T + 1], which may
+    stay on the CPU; weights [B], or None for equal ones. Returns means over the batch: `residual` |r - f(x_t, t, c)|_1,
+    `anchor` |r|_1 with r = residual_scale (I - I_p), and `spectrum`, the L1 norm of the Fourier transform of r - f. x_t
+    is made from the detached residual, or p could learn to write its answer into f's noisy input.
     """
     pre_deblurred = model.pre_deblur(blurred, defocus_map)
     residual = model.residual_scale * (sharp - pre_deblurred)
     # Detached: a backward pass through the frozen backbone would slow every step, and p learns from I_p directly.
     guidance = model.guidance(pre_deblurred.detach())
     condition = model.denoiser.encode_condition(pre_deblurred, defocus_map, guidance)
-    x_t = q_sample(residual.detach(), noise, alpha_bars[t][:, None, None, None])
+    x_t = q_sample(residual.detach(), noise, alpha_bars[t.to(alpha_bars.device)][:, None, None, None])
     error = residual - model.denoiser(x_t, t, condition)
     return _means({"residual": error, "anchor": residual, "spectrum": _spectrum(error)}, weights)
 

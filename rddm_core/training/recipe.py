@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ class Recipe:
     """Steps at which residual_scale is measured; it is frozen after the last."""
     recommended_steps: int = 1
     """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
-    precision: Literal["auto", "bf16", "no", "fp16"] = "auto"
+    precision: Literal["auto", "bf16", "no"] = "auto"
     """`auto`: bf16 on a GPU and on CPUs with AVX-512; on a CPU without, it took ten times as long as fp32 ("no")."""
     workers: int = 1
     seed: int = 0
@@ -119,9 +120,25 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe; ValueError names the file and the wrong or unknown key."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.get("precision") == "fp16":
+            raise ValueError("precision fp16 cannot be trained in, its small gradients vanish: take bf16, auto or no")
         return dataclass_from_dict(Recipe, values, "recipe", complete=False)
     except (json.JSONDecodeError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """The fields in which two recipes differ, those of nested ones as in `mixture.crop`."""
+    return list(_differences(asdict(before), asdict(now), ""))
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> Iterator[str]:
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{where}{key}.")
+        elif old != new:
+            yield where + key
 
 
 def runs_folder() -> Path:

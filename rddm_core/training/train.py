@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -38,14 +38,19 @@ from .losses import (
     sample_weights,
 )
 from .optimizers import make_optimizers
-from .recipe import Recipe, load_recipe, runs_folder
-from .validate import to_tensor, validate_estimator, validate_joint, validate_pre_deblur, validate_regression
+from .recipe import Recipe, differences, load_recipe, runs_folder
+from .validate import open_validation, to_tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WEIGHTS_LICENCE = (
     "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
     "see the model card before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
 )
 MAX_BAD_STEPS = 20
+MAY_CHANGE = ("steps", "workers", "checkpoint_minutes", "validate_minutes")
+"""Fields of a recipe that a run may go on with other values of."""
 ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
 WAKING = 0.05
 """beta and gamma of blocks that join trained networks. At 0 nothing inside them gets a gradient, and they sleep on."""
@@ -58,7 +63,7 @@ class Objective(nn.Module):
     def __init__(self, model: RDDM, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.alpha_bars = make_alpha_bars(model.config.diffusion)
+        self.alpha_bars = make_alpha_bars(model.config.diffusion)  # no buffer: float64, which not every device has
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         blurred = batch["blurred"].contiguous(memory_format=torch.channels_last)
@@ -68,8 +73,8 @@ class Objective(nn.Module):
         weights = sample_weights(blurred, sharp, recipe.balance_floor) if recipe.balance_floor else None
         if recipe.stage == "joint":
             t, noise = self._noise(batch)
-            bars = self.alpha_bars.to(t.device)
-            losses = joint_loss(self.model, blurred, sharp, self._maps(batch, blurred), t, noise, bars, weights)
+            maps, bars = self._maps(batch, blurred), self.alpha_bars
+            losses = joint_loss(self.model, blurred, sharp, maps, t, noise, bars, weights)
             loss = losses["residual"] + recipe.anchor * losses["anchor"]
         else:
             regression = recipe.stage == "regression"
@@ -131,12 +136,47 @@ class MovingAverage:
                 torch._foreach_copy_(self.parameters, kept)
 
 
+def agreed(accelerator: Accelerator, *decisions: bool) -> list[bool]:
+    """The main process's decisions, for all of them: a process that stopped by its own clock would let others wait."""
+    if accelerator.num_processes == 1:
+        return list(decisions)
+    from accelerate.utils import broadcast
+
+    votes = torch.tensor(decisions, dtype=torch.int32, device=accelerator.device)
+    return [bool(vote) for vote in broadcast(votes).tolist()]
+
+
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Refuse to train in a folder whose run would be lost, or would go on as another one.
+
+    Raises FileExistsError where there is a run and `resume` is not asked for, or one without the state.pt that going on
+    needs; ValueError where the run was begun by another recipe, but for what MAY_CHANGE.
+    """
+    state, described = folder / "state.pt", folder / "recipe.json"
+    weights = [path for path in (folder / "best.safetensors", folder / "model.safetensors") if path.exists()]
+    if weights and not state.exists():
+        raise FileExistsError(
+            f"{folder} holds {weights[0].name} of a run, but no state.pt to go on from: rename the recipe, or remove "
+            "the folder to begin anew"
+        )
+    if (state.exists() or described.exists()) and not resume:
+        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on with it, or rename the recipe")
+    if state.exists() and described.exists():
+        changed = [field for field in differences(load_recipe(described), recipe) if field not in MAY_CHANGE]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run of another recipe (it differs in {', '.join(changed)}): rename this one, or "
+                f"take the change back; only {', '.join(MAY_CHANGE)} may change"
+            )
+
+
 def run(config_path: Path, minutes: float | None = None, resume: bool = False) -> Path:
     """Train the recipe at `config_path`; returns the exported checkpoint.
 
     Everything lands in runs_folder() / recipe.name: state.pt (to resume), model.safetensors (averaged weights of the
     last validation) and best.safetensors (of the best one on real dev pairs), train.csv, validation.csv, sheets/.
-    Raises FileExistsError where a run of that name exists and `resume` is not asked for.
+    Raises FileExistsError and ValueError where the folder holds a run that must not be lost or changed, as
+    `check_folder` says, and ValueError where the data has nothing to validate on.
     """
     from accelerate import Accelerator
 
@@ -144,8 +184,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     accelerator = Accelerator(mixed_precision=precision_for(recipe))
     folder = runs_folder() / recipe.name
     state_path = folder / "state.pt"
-    if state_path.exists() and not resume:
-        raise FileExistsError(f"{folder} holds a run already: pass --resume to go on with it, or rename the recipe")
+    check_folder(folder, recipe, resume)
+    validation = open_validation(recipe)
     model = build_model(recipe)
     parameters = select_trainable(model, recipe)
     objective = Objective(model, recipe).to(memory_format=torch.channels_last)
@@ -187,14 +227,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         with average.applied(), accelerator.autocast():
             model.eval()
             sheet = folder / "sheets" / f"{step:07d}.jpg" if accelerator.is_main_process else None
-            if recipe.stage == "estimator":
-                score, figures = validate_estimator(model, recipe, sheet)
-            elif recipe.stage == "joint":
-                score, figures = validate_joint(model, recipe, sheet)
-            elif recipe.stage == "pre_deblur":
-                score, figures = validate_pre_deblur(model, recipe, sheet)
-            else:
-                score, figures = validate_regression(model, recipe, sheet)
+            score, figures = validation(model, sheet)
             provenance = describe(recipe, step, hours(seconds, cpu_seconds), figures)
             if accelerator.is_main_process:
                 save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
@@ -209,7 +242,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     started = last_save = last_validation = time.monotonic()
     bad = 0
     for batch in loader:
-        if step >= recipe.steps or (minutes is not None and time.monotonic() - started > minutes * 60):
+        over = minutes is not None and time.monotonic() - started > minutes * 60
+        if step >= recipe.steps or (minutes is not None and agreed(accelerator, over)[0]):
             break
         tick, cpu_tick = time.monotonic(), time.process_time()
         batch = {key: value.to(accelerator.device) for key, value in batch.items()}
@@ -240,12 +274,14 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         cpu_seconds += time.process_time() - cpu_tick
         shown = {key: float(value.detach()) for key, value in losses.items()}
         log.step(step, shown, norm, learning_rate(recipe, step), hours(seconds, cpu_seconds))
-        validated = time.monotonic() - last_validation > recipe.validate_minutes * 60
-        if validated:
+        now = time.monotonic()
+        due = (now - last_validation > recipe.validate_minutes * 60, now - last_save > recipe.checkpoint_minutes * 60)
+        to_validate, to_save = agreed(accelerator, *due)
+        if to_validate:
             best = validate()
             last_validation = time.monotonic()
         # Always after a validation: without its score, a run that goes on would replace the best weights by worse ones.
-        if validated or time.monotonic() - last_save > recipe.checkpoint_minutes * 60:
+        if to_validate or to_save:
             save()
             last_save = time.monotonic()
     best = validate()

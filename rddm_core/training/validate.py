@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.datasets import dataset_masks, dataset_pairs
-from ..data.sources import read_grey, read_rgb
+from ..data.sources import MaskedPhoto, PhotoPair, read_mask, read_rgb
 from ..files import atomic_target
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
@@ -26,6 +26,38 @@ from .recipe import Recipe
 MASK_THRESHOLD = 0.5
 SHEET_ROWS = 5
 """About as many photographs are shown on a sample sheet."""
+Validation = Callable[[RDDM, Path | None], tuple[float, dict[str, float]]]
+"""(model, sample sheet to write, or None) -> (score, all figures)."""
+
+
+def open_validation(recipe: Recipe) -> Validation:
+    """The validation of the recipe's stage. Its photographs are looked up now: before the hours of training, not after.
+
+    Raises ValueError where the data has nothing of `split=dev`, FileNotFoundError where files of it are missing.
+    """
+    root, data = recipe.data.resolved_root(), recipe.data
+    if recipe.stage == "estimator":
+        masks = dataset_masks(root / data.masks, "dev")
+        _require(root / data.masks, [path for photo in masks for path in (photo.image, photo.mask)])
+        return lambda model, sheet: validate_estimator(model, masks, sheet)
+    pairs = dataset_pairs(root / data.pairs, "dev", data.layout)
+    _require(root / data.pairs, [path for pair in pairs for path in (pair.blurred, pair.sharp)])
+    validators: dict[str, Callable[[RDDM, Sequence[PhotoPair], Path | None], tuple[float, dict[str, float]]]] = {
+        "joint": validate_joint,
+        "pre_deblur": validate_pre_deblur,
+        "regression": validate_regression,
+    }
+    validate = validators[recipe.stage]
+    return lambda model, sheet: validate(model, pairs, sheet)
+
+
+def _require(folder: Path, files: Sequence[Path]) -> None:
+    if not files:
+        raise ValueError(
+            f"{folder} has nothing of split=dev, on which a run is validated: give some rows of its manifest that split"
+        )
+    if missing := [path for path in files if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} of split=dev in {folder} does not exist ({len(missing)} in all)")
 
 
 def to_tensor(picture: np.ndarray) -> Tensor:
@@ -34,7 +66,7 @@ def to_tensor(picture: np.ndarray) -> Tensor:
 
 
 def validate_joint(
-    model: RDDM, recipe: Recipe, sheet: Path | None, steps: tuple[int, ...] = (1, 3)
+    model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None, steps: tuple[int, ...] = (1, 3)
 ) -> tuple[float, dict[str, float]]:
     """PSNR gains over the blurred input on dev pairs, for I_p alone and after 1 and 3 steps; a sample sheet.
 
@@ -49,11 +81,11 @@ def validate_joint(
             results[f"steps{n}"] = guess + sample_residual(model, guess, defocus_map, seed=0, steps=n)[:, 0]
         return results, (defocus_map.expand_as(image), guess, results[f"steps{steps[-1]}"])
 
-    figures = validate_pairs(recipe, sheet, restore)
+    figures = validate_pairs(pairs, sheet, restore)
     return figures["steps1_mean"], figures
 
 
-def validate_pre_deblur(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
+def validate_pre_deblur(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None) -> tuple[float, dict[str, float]]:
     """PSNR gain of I_p over the blurred input on dev pairs; a sample sheet. Returns (mean gain, all figures)."""
 
     def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
@@ -61,11 +93,11 @@ def validate_pre_deblur(model: RDDM, recipe: Recipe, sheet: Path | None) -> tupl
         guess = pre_deblur(model, image, defocus_map)
         return {"pre": guess}, (defocus_map.expand_as(image), guess)
 
-    figures = validate_pairs(recipe, sheet, restore)
+    figures = validate_pairs(pairs, sheet, restore)
     return figures["pre_mean"], figures
 
 
-def validate_regression(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
+def validate_regression(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None) -> tuple[float, dict[str, float]]:
     """PSNR gain over the blurred input on dev pairs by the network in p's place; a sample sheet.
 
     Returns (mean gain, all figures).
@@ -75,18 +107,19 @@ def validate_regression(model: RDDM, recipe: Recipe, sheet: Path | None) -> tupl
         restored = regress(model, image)
         return {"regression": restored}, (restored,)
 
-    figures = validate_pairs(recipe, sheet, restore)
+    figures = validate_pairs(pairs, sheet, restore)
     return figures["regression_mean"], figures
 
 
 def validate_pairs(
-    recipe: Recipe, sheet: Path | None, restore: Callable[[Tensor], tuple[dict[str, Tensor], tuple[Tensor, ...]]]
+    pairs: Sequence[PhotoPair],
+    sheet: Path | None,
+    restore: Callable[[Tensor], tuple[dict[str, Tensor], tuple[Tensor, ...]]],
 ) -> dict[str, float]:
-    """Mean and worst PSNR gain of every named picture that `restore` makes of [1, 3, H, W], over the dev pairs.
+    """Mean and worst PSNR gain of every named picture that `restore` makes of [1, 3, H, W], over the pairs.
 
     `restore` also returns what the sample sheet shows between input and target.
     """
-    pairs = dataset_pairs(recipe.data.resolved_root() / recipe.data.pairs, "dev", recipe.data.layout)
     gains: dict[str, list[float]] = {}
     rows: list[tuple[Tensor, ...]] = []
     for i, pair in enumerate(pairs):
@@ -125,15 +158,16 @@ def centre(x: Tensor, size: int = 320) -> Tensor:
     return x[..., top : top + size, left : left + size]
 
 
-def validate_estimator(model: RDDM, recipe: Recipe, sheet: Path | None) -> tuple[float, dict[str, float]]:
+def validate_estimator(
+    model: RDDM, masked: Sequence[MaskedPhoto], sheet: Path | None
+) -> tuple[float, dict[str, float]]:
     """Mean IoU of both classes on dev masks at MASK_THRESHOLD, and the mean absolute error; a sample sheet.
 
     Returns (mean IoU, all figures).
     """
-    masked = dataset_masks(recipe.data.resolved_root() / recipe.data.masks, "dev")
     intersection, union, errors, rows = torch.zeros(2), torch.zeros(2), [], []
     for i, photo in enumerate(masked):
-        truth, image = torch.from_numpy(read_grey(photo.mask)) > 127, to_tensor(read_rgb(photo.image))
+        truth, image = torch.from_numpy(read_mask(photo.mask)) > 127, to_tensor(read_rgb(photo.image))
         estimate = estimate_defocus_map(model, image)[0, 0]
         if is_shown(i, len(masked)):
             rows.append((image, estimate.expand_as(image), truth.float().expand_as(image)))

@@ -15,7 +15,7 @@ from PIL import Image
 
 import rddm_core
 from rddm_core import cli
-from rddm_core.checkpoint import load_checkpoint
+from rddm_core.checkpoint import load_checkpoint, save_checkpoint
 from rddm_core.images import load_image
 from rddm_core.pipeline import DeblurSettings, deblur
 
@@ -437,6 +437,38 @@ def test_info_shows_what_the_checkpoint_holds(tiny_checkpoint: Path, capsys: pyt
     ):
         assert text in shown
     assert f"{sum(p.numel() for p in model.denoiser.parameters()):,}" in shown
+
+
+def test_what_a_foreign_checkpoint_says_does_not_command_the_terminal(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said, path = {"notes": {"\x1b[31mkey": ["a\x1b]0;title\x07", "line\nbreak"]}}, tmp_path / "foreign.safetensors"
+    save_checkpoint(path, load_checkpoint(tiny_checkpoint), provenance=said, licence="free\x1b[2J")
+    assert cli.main(["info", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert "free\\x1b[2J\n" in shown and "\\x1b[31mkey: a\\x1b]0;title\\x07, line\\nbreak\n" in shown
+
+
+def test_a_peer_s_file_may_have_an_equals_sign_in_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("runs/lr=1e-4/best.safetensors")
+    assert cli._named_file(str(file)) == ("runs/lr", Path("1e-4/best.safetensors")), "there is no such file"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert cli._named_file(str(file)) == ("best", file)
+    assert cli._named_file(f"mine={file}") == ("mine", file)
+
+
+def test_training_that_diverges_is_an_error_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object, **__: object) -> Path:
+        raise FloatingPointError("21 steps in a row without a finite loss: lower the learning rate")
+
+    monkeypatch.setattr("rddm_core.training.train.run", run)
+    assert cli.main(["train", "recipe.json"]) == 1
+    assert "error: 21 steps in a row" in capsys.readouterr().err
 
 
 def test_progress_is_told_where_there_is_no_terminal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,22 @@ from PIL import Image
 
 from rddm_core.data.scenes import sample_aperture, sample_radius_field
 from rddm_core.data.sources import (
+    MaskedPhoto,
     PhotoPair,
     depth_photos,
     focal_stack_depths,
     masked_photos,
     photo_pairs,
+    read_labels,
+    read_mask,
     sharp_photos,
 )
 from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
+from rddm_core.evaluation.maps import score_maps
+from rddm_core.files import write_text
 from rddm_core.optics import radius_from_map
+from rddm_core.training.validate import validate_estimator
 
 
 def write_manifest(path: Path, rows: list[dict[str, object]]) -> None:
@@ -96,6 +103,30 @@ class TestSources:
         photos = sharp_photos(collection / "sharp", "train", collection / "segments")
         assert [p.segments is not None for p in photos] == [True, False, False]
 
+    def test_a_palette_gives_the_brightness_of_masks_and_the_numbers_of_segments(self, tmp_path):
+        picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), "P")
+        picture.putpalette([0, 0, 0, 255, 255, 255, 0, 0, 0])
+        picture.save(tmp_path / "p.png")
+        assert read_mask(tmp_path / "p.png").tolist() == [[0, 255, 0]]
+        assert read_labels(tmp_path / "p.png").tolist() == [[0, 1, 2]]
+        Image.fromarray(np.array([[7, 200]], dtype=np.uint8)).save(tmp_path / "l.png")
+        assert read_mask(tmp_path / "l.png").tolist() == read_labels(tmp_path / "l.png").tolist() == [[7, 200]]
+
+    def test_masks_are_binary_whatever_their_palette(self, tmp_path, monkeypatch):
+        """In training, in scores of maps and in validation."""
+        rng = np.random.default_rng(0)
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "i.png")
+        mask = Image.fromarray(np.ones((64, 64), dtype=np.uint8), "P")
+        mask.putpalette([0, 0, 0, 255, 255, 255])
+        mask.save(tmp_path / "m.png")
+        photo = MaskedPhoto(tmp_path / "i.png", tmp_path / "m.png")
+        mixture = MixtureConfig(crop=32, synthetic=0, real=0, identity=0, masks=1)
+        sample = draw_sample(Sources(None, [], [], [photo]), mixture, 0)
+        assert bool((sample["map"] == 1).all())
+        assert score_maps([photo], {})["all white"].iou_blurred == 1
+        monkeypatch.setattr("rddm_core.training.validate.estimate_defocus_map", lambda *_: torch.ones(1, 1, 64, 64))
+        assert validate_estimator(None, [photo], None)[1]["iou_blurred"] == 1
+
     def test_a_missing_manifest_names_itself(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="manifest.csv does not exist"):
             photo_pairs(tmp_path, "train")
@@ -150,6 +181,44 @@ class TestPack:
         first = pack.sample(1).copy()
         monkeypatch.setattr("rddm_core.data.synthetic.render_sample", lambda *_: pytest.fail("rendered again"))
         assert np.array_equal(RenderedPack(tmp_path, sources.sharp, RENDER, 3).sample(4), first)
+
+    def test_of_two_processes_that_begin_at_once_both_go_on_with_the_files_of_the_first(
+        self, sources, tmp_path, monkeypatch
+    ):
+        create, others = np.lib.format.open_memmap, []
+
+        def create_late(path, mode, **options):
+            if mode == "w+" and not others:
+                others.append(None)  # the other one comes in between, and is done before this file has its name
+                others[0] = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+                others[0].sample(0)
+            return create(path, mode=mode, **options)
+
+        monkeypatch.setattr(np.lib.format, "open_memmap", create_late)
+        pack = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        assert pack.done[0] and np.array_equal(pack.samples[0], others[0].samples[0]) and pack.samples[0].any()
+        others[0].sample(1)
+        assert pack.done[1] and np.array_equal(pack.samples[1], others[0].samples[1])
+
+    def test_a_process_that_begins_at_once_with_another_configuration_is_refused(self, sources, tmp_path, monkeypatch):
+        def write_late(path, text, **options):
+            monkeypatch.undo()
+            RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+            write_text(path, text, **options)
+
+        monkeypatch.setattr("rddm_core.data.synthetic.write_text", write_late)
+        with pytest.raises(ValueError, match="another configuration"):
+            RenderedPack(tmp_path, sources.sharp, replace(RENDER, seed=5), 3)
+        RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+
+    def test_a_pickled_pack_shares_the_files(self, sources, tmp_path):
+        """As loader workers get it that are not forked."""
+        pack = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        pickled = pickle.dumps(pack)
+        assert len(pickled) < pack.samples.nbytes / 4
+        other = pickle.loads(pickled)
+        other.sample(1)
+        assert pack.done[1] and np.array_equal(pack.samples[1], other.samples[1]) and pack.samples[1].any()
 
     def test_another_configuration_is_refused(self, sources, tmp_path):
         RenderedPack(tmp_path, sources.sharp, RENDER, 3)

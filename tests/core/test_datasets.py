@@ -74,6 +74,15 @@ def test_folders_flat_and_by_part(tmp_path: Path) -> None:
     assert set(read_dataset(tmp_path / "parts", "folders")) == {"train", "dev"}
 
 
+def test_partners_share_their_stem_whatever_the_endings(tmp_path: Path) -> None:
+    put(*(tmp_path / "blur" / f"{stem}.jpg" for stem in ("a", "a.l")))
+    put(*(tmp_path / "sharp" / f"{stem}.png" for stem in ("a", "a.l")))
+    assert names(read_dataset(tmp_path)) == {"test": [("a.jpg", "a.png"), ("a.l.jpg", "a.l.png")]}
+    put(tmp_path / "blur/a.png", tmp_path / "sharp/a.l.jpg")
+    with pytest.raises(DatasetError, match="has no partner of its own"):
+        read_dataset(tmp_path)
+
+
 def test_partners_must_be_there(tmp_path: Path) -> None:
     put(tmp_path / "blur/a.png", tmp_path / "blur/b.png", tmp_path / "sharp/a.png")
     with pytest.raises(DatasetError, match=r"blur holds 2 pictures and .*sharp 1"):

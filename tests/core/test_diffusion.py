@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rddm_core.config import DiffusionConfig
 from rddm_core.diffusion import (
@@ -108,6 +109,27 @@ def test_forward_process_broadcasts_and_keeps_the_precision_of_the_picture():
     assert q_sample(x_0.half(), noise.half(), bars).dtype == torch.float16
     elsewhere = q_sample(x_0.to("meta"), noise.to("meta"), bars)  # mixing devices is an error, as on a GPU
     assert elsewhere.device.type == "meta"
+
+
+class NoFloat64(TorchDispatchMode):
+    """Stands for a device without float64, such as MPS: of the tensors on "meta" none may be of that type."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.device.type == "meta" and result.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return result
+
+
+def test_the_schedule_stays_where_there_is_float64():
+    bars = make_alpha_bars(DiffusionConfig())[torch.tensor([1, 1300])][:, None, None, None]
+    x_0, noise = torch.rand(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    with NoFloat64():
+        with pytest.raises(TypeError, match="no float64"):
+            bars.to("meta")
+        assert q_sample(x_0.to("meta"), noise.to("meta"), bars).dtype == torch.float32
+    expected = bars.sqrt().float() * x_0 + (1 - bars).sqrt().float() * noise
+    assert torch.equal(q_sample(x_0, noise, bars), expected), "the same bits as ever on a CPU"
 
 
 @pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)

@@ -77,6 +77,41 @@ def test_masks_are_found_by_split_and_must_fit(masks: Path, tmp_path: Path) -> N
             scoring()
 
 
+def test_paths_count_from_the_same_folder_however_the_manifest_is_spelled(
+    masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (masks / "below").mkdir()
+    for folder, spelled in (
+        (masks, "manifest.csv"),
+        (masks, "."),
+        (masks / "below", ".."),
+        (tmp_path, "masks/manifest.csv"),
+        (tmp_path, "masks"),
+    ):
+        monkeypatch.chdir(folder)
+        assert [photo.image for photo in find_masks(Path(spelled))] == [masks / "0.png", masks / "1.png"], spelled
+
+
+def test_a_folder_that_is_a_link_has_its_pictures_beside_the_link(masks: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    masks.rename(tmp_path / "elsewhere" / "masks-2")
+    masks.symlink_to(tmp_path / "elsewhere" / "masks-2")
+    assert all(photo.mask.is_file() for photo in find_masks(masks))
+
+
+def test_cuhk_is_selected_by_split_alone(tmp_path: Path) -> None:
+    for number in (10, 11, 605):
+        for folder, ending in (("image", "jpg"), ("gt", "png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("L", (4, 4)).save(tmp_path / folder / f"out_of_focus{number:04}.{ending}")
+    assert [p.image.stem for p in find_masks(tmp_path, [("split", "dev")])] == ["out_of_focus0010"]
+    assert [p.image.stem for p in find_masks(tmp_path)] == ["out_of_focus0605"]
+    with pytest.raises(ValueError, match="no column 'scene': CUHK has split alone"):
+        find_masks(tmp_path, [("split", "dev"), ("scene", "x")])
+    with pytest.raises(ValueError, match="no rows of dev and test at once"):
+        find_masks(tmp_path, [("split", "dev"), ("split", "test")])
+
+
 def test_command_scores_and_sweeps(
     masks: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +125,24 @@ def test_command_scores_and_sweeps(
     assert table[0].split()[:3] == ["threshold", "mean", "IoU"] and len(table) == 1 + len(SWEPT)
     assert sum(line.endswith("*") for line in table) == 1
     assert len(json.loads((tmp_path / "m.json").read_text())["sweep"]) == len(SWEPT)
+
+
+def test_pictures_that_cannot_be_read_are_reported_and_left_out(
+    masks: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate-maps", str(masks), "--model", str(tiny_checkpoint), "--json", str(tmp_path / "m.json")]
+    assert main([*command, "--where", "split=val"]) == 0
+    alone = json.loads((tmp_path / "m.json").read_text())["maps"]
+    (masks / "0_mask.png").write_bytes(b"no picture")
+    (tmp_path / "photos.csv").write_text("file\nmasks/0_mask.png\nmasks/0.png\n")
+    capsys.readouterr()
+    assert main([*command, "--sharp", str(tmp_path / "photos.csv")]) == 1
+    figures = json.loads((tmp_path / "m.json").read_text())
+    assert figures["maps"] == alone and "pooled" in figures["radius_order"]
+    told = capsys.readouterr().err
+    assert f"failed: {masks / '0.png'}: " in told and f"failed: {masks / '0_mask.png'}: " in told
+    assert main([*command, "--sweep"]) == 1
+    assert f"failed: {masks / '0.png'}: " in capsys.readouterr().err
 
 
 def test_a_map_of_the_true_radii_keeps_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

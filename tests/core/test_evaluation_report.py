@@ -164,18 +164,59 @@ def test_the_command_writes_a_report(tiny_checkpoint: Path, tmp_path: Path) -> N
     )
 
 
+@pytest.fixture
+def sets(tmp_path: Path, tiny_checkpoint: Path) -> list[str]:
+    """The command for a report on one pair of grade 1, beside which lie sharp.csv and the folder masks, of split val.
+
+    One of the two masks cannot be read.
+    """
+    for name in ("blur", "sharp", "masks/a"):
+        save_image(tmp_path / f"{name}.png", torch.rand(3, 40, 48))
+    save_image(tmp_path / "masks" / "m.png", (torch.arange(48) < 20).float().expand(3, 40, 48))
+    (tmp_path / "masks" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "pairs.csv").write_text("blur,sharp,split,grade\nblur.png,sharp.png,val,1\n")
+    (tmp_path / "sharp.csv").write_text("file,split\nsharp.png,val\nsharp.png,train\n")
+    lines = [f"masks/a.png,masks/{mask}.png,val" for mask in ("broken", "m")]
+    (tmp_path / "masks" / "manifest.csv").write_text("\n".join(["image,mask,split", *lines]) + "\n")
+    command = ["evaluate", str(tmp_path / "pairs.csv"), "--model", str(tiny_checkpoint)]
+    return [*command, "--report", str(tmp_path / "r.html"), "--rows", "unsharp"]
+
+
 def test_senseless_data_is_refused_before_the_work(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kind in ("blur", "sharp"):
-        save_image(tmp_path / "data" / kind / "0.png", torch.rand(3, 40, 48))
-    command = [
-        "evaluate",
-        str(tmp_path / "data"),
-        "--model",
-        str(tiny_checkpoint),
-        "--report",
-        str(tmp_path / "r.html"),
-    ]
-    assert main([*command, "--masks", str(tmp_path / "none")]) == 1
-    assert "none" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
+    evaluated: list[Pair] = []
+    monkeypatch.setattr("rddm_core.evaluation.evaluate.evaluate_pair", lambda pair, *_: evaluated.append(pair))
+    (tmp_path / "plain.csv").write_text("file\nsharp.png\n")
+    for option, data, reason in (
+        ("--masks", "none", "does not exist"),
+        ("--masks", "sharp.csv", "lacks the columns image, mask"),
+        ("--sharp", "none.csv", "cannot be read"),
+        ("--sharp", "plain.csv", "no column 'split'"),
+    ):
+        assert main([*sets, option, str(tmp_path / data), "--where", "split=val"]) == 1
+        assert reason in capsys.readouterr().err
+    assert not evaluated and not (tmp_path / "r.html").exists()
+
+
+def test_a_mask_that_cannot_be_read_does_not_cost_the_report(
+    sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*sets, "--masks", str(tmp_path / "masks")]) == 1
+    assert f"failed: {tmp_path / 'masks' / 'a.png'}: " in capsys.readouterr().err
+    assert "all white" in Page((tmp_path / "r.html").read_text()).texts["td"]
+    (tmp_path / "masks" / "m.png").unlink()
+    (tmp_path / "r.html").unlink()
+    assert main([*sets, "--masks", str(tmp_path / "masks")]) == 1
+    assert "the report has no defocus maps" in capsys.readouterr().err
+    page = Page((tmp_path / "r.html").read_text())
+    assert "Scores" in page.texts["h2"] and "Defocus maps" not in page.texts["h2"]
+
+
+def test_columns_of_the_pairs_select_among_them_alone(sets: list[str], tmp_path: Path) -> None:
+    save_image(tmp_path / "masks" / "broken.png", torch.zeros(3, 40, 48))
+    beside = ["--masks", str(tmp_path / "masks"), "--sharp", str(tmp_path / "sharp.csv")]
+    assert main([*sets, *beside, "--where", "split=val", "--where", "grade=1"]) == 0
+    page = Page((tmp_path / "r.html").read_text())
+    assert {"Defocus maps", "Sharp photographs, which should stay as they are"} <= set(page.texts["h2"])
+    assert "0/1" in page.texts["td"] or "1/1" in page.texts["td"], "one of two sharp photographs"

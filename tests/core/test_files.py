@@ -55,6 +55,37 @@ def writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproce
         process.kill()
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced, sync = tmp_path / "a.txt", [], os.fsync
+
+    def watch(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write_text(path, "four")
+    assert synced == [(4, False)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_writer_wins_where_the_file_is_to_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("not on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "a.txt"
+    with atomic_target(path, keep=True) as partial:
+        write_text(path, "first", keep=True)
+        assert path.read_text() == "first"
+        partial.write_text("second")
+    assert path.read_text() == "first" and partials(tmp_path) == []
+    write_text(path, "third")
+    assert path.read_text() == "third"
+
+
 def test_the_partial_file_of_a_killed_process_goes_at_the_next_write(
     writer: subprocess.Popen[str], tmp_path: Path
 ) -> None:

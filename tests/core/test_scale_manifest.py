@@ -61,6 +61,9 @@ def test_a_line_says_what_was_read_written_and_how(jobs: list[Job]) -> None:
             "extras": {"map": "a.map.png"},
             "source_bytes": status.st_size,
             "source_mtime_ns": status.st_mtime_ns,
+            "written": {
+                path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in (job.target, job.extras["map"])
+            },
             "status": "done",
             "error": None,
             "width": 4,
@@ -86,6 +89,29 @@ def test_changes_are_done_again(jobs: list[Job], tmp_path: Path) -> None:
     other.write_text("a.png")
     os.utime(other, ns=(1, 1))
     assert run([Job(other, jobs[0].target)], fingerprint="two") == ["a.png"]
+
+
+@pytest.mark.parametrize("cut", [b"res", b"RESULT"])
+def test_results_that_are_not_as_they_were_written_are_made_again(jobs: list[Job], cut: bytes) -> None:
+    """Cut off, or with content of the same size written by something else."""
+    job = Job(jobs[0].source, jobs[0].target, {"map": jobs[0].target.with_name("a.map.png")})
+    run([job])
+    assert run([job]) == []
+    for path in job.outputs():
+        path.write_bytes(cut)
+        os.utime(path, ns=(1, 1))
+        assert run([job]) == ["a.png"]
+    assert run([job]) == []
+
+
+def test_lines_of_earlier_versions_still_count(jobs: list[Job]) -> None:
+    run(jobs)
+    path = jobs[0].target.parent / MANIFEST_NAME
+    path.write_text("".join(json.dumps({k: v for k, v in x.items() if k != "written"}) + "\n" for x in lines(jobs)))
+    os.utime(jobs[0].target, ns=(1, 1))
+    assert run(jobs) == []
+    jobs[0].target.write_bytes(b"")
+    assert run(jobs) == ["a.png"]
 
 
 def test_further_extras_are_made_fewer_are_not_missed(jobs: list[Job]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from rddm_core.training.train import (
     MovingAverage,
     Objective,
     build_model,
+    check_folder,
     estimate_pair_maps,
     learning_rate,
     leave_out,
@@ -97,13 +98,19 @@ def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
 
 
 NARROW_RUN = """
-import json, sys
+import itertools, json, os, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from rddm_core.config import config_from_dict
 from rddm_core.training import train
 
 train.preset = lambda _: config_from_dict(json.loads(sys.argv[2]))
-train.run(Path(sys.argv[1]))
+if os.environ.get("RANK") == "1":
+    # A clock that runs away: if this process stopped or validated by it, the other one would wait for it.
+    ahead = itertools.count(step=3600)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + next(ahead), process_time=time.process_time)
+    train.time = clock
+train.run(Path(sys.argv[1]), minutes=30)
 """
 
 
@@ -139,6 +146,12 @@ class TestRecipes:
         path = tmp_path / "r.json"
         path.write_text("{")
         with pytest.raises(ValueError, match=r"r\.json"):
+            load_recipe(path)
+
+    def test_fp16_is_refused_with_what_to_take_instead(self, tmp_path):
+        path = tmp_path / "r.json"
+        path.write_text('{"name": "x", "stage": "joint", "precision": "fp16"}')
+        with pytest.raises(ValueError, match=r"r\.json: precision fp16 cannot be trained in.*bf16"):
             load_recipe(path)
 
     def test_data_must_be_named(self, monkeypatch):
@@ -302,11 +315,64 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.parametrize("stage", ["joint", "estimator"])
+def test_data_without_a_dev_part_is_refused_before_the_work(runs, collection, tmp_path, monkeypatch, stage):
+    monkeypatch.setattr("rddm_core.training.train.build_model", lambda _: pytest.fail("a model was built"))
+    root = tmp_path / "data"
+    shutil.copytree(collection, root)
+    folder = root / ("defocus_masks" if stage == "estimator" else "real_pairs")
+    recipe, manifest = write_recipe(tmp_path, root, stage=stage), folder / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("dev.png", "gone.png").replace("dev_blur.png", "gone.png"))
+    with pytest.raises(FileNotFoundError, match=rf"gone\.png of split=dev in {folder} does not exist \(1 in all\)"):
+        run(recipe)
+    manifest.write_text("".join(line for line in manifest.open() if not line.strip().endswith("dev")))
+    with pytest.raises(ValueError, match=f"{folder} has nothing of split=dev.*give some rows"):
+        run(recipe)
+    assert not (runs / "tiny").exists()
+
+
 def test_an_existing_run_is_not_overwritten(runs, narrow_networks, collection, tmp_path):
     recipe = write_recipe(tmp_path, collection, steps=1)
     run(recipe)
     with pytest.raises(FileExistsError, match="--resume"):
         run(recipe)
+
+
+def test_a_run_without_its_state_is_not_begun_anew(runs, narrow_networks, collection, tmp_path):
+    recipe = write_recipe(tmp_path, collection, stage="estimator", steps=1, mixture={"crop": 64, "masks": 1.0})
+    best, log = run(recipe), runs / "tiny" / "train.csv"
+    log.write_text("step\n1\n")
+    (runs / "tiny" / "state.pt").unlink()
+    weights = best.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match=r"best\.safetensors of a run, but no state\.pt.*remove the folder"):
+            run(recipe, resume=resume)
+    assert best.read_bytes() == weights and log.read_text() == "step\n1\n"
+
+
+def test_a_run_that_was_stopped_before_its_first_state_begins_anew(tmp_path, collection):
+    recipe = load_recipe(write_recipe(tmp_path, collection))
+    folder = tmp_path / "tiny"
+    check_folder(folder, recipe, resume=False)
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    with pytest.raises(FileExistsError, match="--resume"):
+        check_folder(folder, recipe, resume=False)
+    check_folder(folder, replace(recipe, batch=9), resume=True)
+
+
+def test_a_run_goes_on_by_its_own_recipe_alone(tmp_path, collection):
+    recipe = load_recipe(write_recipe(tmp_path, collection, network={"denoiser": {"overlap": False}}))
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"")
+    check_folder(folder, recipe, resume=True)  # of a version that wrote no recipe.json
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    check_folder(folder, recipe, resume=True)
+    check_folder(folder, replace(recipe, steps=9, workers=3, checkpoint_minutes=1, validate_minutes=1), resume=True)
+    changed = replace(recipe, batch=9, network={"denoiser": {}}, mixture=replace(recipe.mixture, crop=32))
+    with pytest.raises(ValueError, match=r"differs in network\.denoiser\.overlap, mixture\.crop, batch\)"):
+        check_folder(folder, changed, resume=True)
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(runs, narrow_networks, collection, tmp_path, monkeypatch):
@@ -328,6 +394,7 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
     """The same four samples a step, in one process or shared by two gloo processes of `accelerate launch`.
 
     Adam's first moments are linear in the gradients: they agree but for rounding, and would not for other samples.
+    Only the first process's clock counts.
     """
     environment = subprocess_environment() | {"ACCELERATE_USE_CPU": "true"}
     script, moments = tmp_path / "narrow.py", []
@@ -339,7 +406,9 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
         command = [sys.executable, *launcher, str(script), str(recipe), json.dumps(config_to_dict(tiny_config))]
         subprocess.run(command, check=True, env=environment, timeout=300, cwd=tmp_path)
-        state = torch.load(runs / f"p{processes}" / "state.pt", weights_only=True)["optimizers"][0]["state"]
+        stored = torch.load(runs / f"p{processes}" / "state.pt", weights_only=True)
+        assert stored["step"] == 2
+        state = stored["optimizers"][0]["state"]
         moments.append(torch.cat([state[i]["exp_avg"].flatten() for i in sorted(state)]))
     one, two = moments
     assert float((one - two).norm()) < 0.02 * float(one.norm())
