@@ -6,7 +6,10 @@ import math
 
 import pytest
 import torch
+from live_tensors import Peak
+from torch import Tensor
 
+from rddm_core.callbacks import Callbacks
 from rddm_core.optics import (
     Aperture,
     aperture_kernel,
@@ -141,3 +144,63 @@ class TestRendering:
         assert float((fringed[0] - fringed[2]).abs().max()) > 0.02
         plain = render_defocus(picture, torch.full((31, 31), 4.0))
         assert torch.allclose(plain[0], plain[2], atol=1e-5)
+
+    @pytest.mark.parametrize("options", [{}, {"colour_fringe": -0.1}, {"highlight_gain": 6.0}])
+    @pytest.mark.parametrize("levels", [2, 7, 16])
+    def test_layers_one_by_one_give_what_all_at_once_give(self, options: dict[str, float], levels: int) -> None:
+        radius = torch.linspace(-5, 7, 56) + torch.linspace(0, 1, 48)[:, None]
+        aperture = Aperture(blades=7, rotation=0.3, rim=0.4, vignette=0.4, vignette_angle=0.5, softness=0.2)
+        rendered = render_defocus(self.picture, radius, aperture, levels=levels, **options)
+        expected = all_layers_at_once(self.picture, radius, aperture, levels, **options)
+        torch.testing.assert_close(rendered, expected, atol=1e-5, rtol=0)
+
+    def test_memory_does_not_grow_with_the_layers(self) -> None:
+        radius = torch.linspace(-6, 6, 56).expand(48, 56).contiguous()
+        peaks = []
+        for levels in (2, 16):
+            with Peak() as peak:
+                render_defocus(self.picture, radius, levels=levels)
+            peaks.append(peak.peak)
+        assert peaks[1] <= 1.02 * peaks[0]
+
+    def test_every_layer_is_reported_and_can_be_the_last(self) -> None:
+        seen: list[tuple[int, int]] = []
+
+        def stop() -> None:
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+
+        radius, watch = torch.linspace(-6, 6, 56).expand(48, 56), lambda *done: seen.append(done)
+        with pytest.raises(KeyboardInterrupt):
+            render_defocus(self.picture, radius, levels=5, callbacks=Callbacks(progress=watch, check_interrupt=stop))
+        assert seen == [(1, 5), (2, 5), (3, 5)]
+
+
+def all_layers_at_once(
+    image: Tensor,
+    radius: Tensor,
+    aperture: Aperture,
+    levels: int,
+    *,
+    colour_fringe: float = 0.0,
+    highlight_gain: float = 1.0,
+) -> Tensor:
+    """`render_defocus` by another way: direct convolutions of all layers."""
+    linear = srgb_to_linear(image)
+    linear = linear * (1 + (highlight_gain - 1) * ((linear.amin(0, keepdim=True) - 0.85) / 0.15).clamp(0, 1))
+    low, high = float(radius.min()), float(radius.max())
+    centres = torch.linspace(high, low, min(levels, math.ceil((high - low) / 0.75) + 1))
+    weights = (1 - (radius - centres[:, None, None]).abs() / (centres[0] - centres[1])).clamp(0, 1)
+    margin = math.ceil(float(radius.abs().max()) * (1 + abs(colour_fringe))) + 2
+    layers = torch.cat((linear[None] * weights[:, None], weights[:, None]), dim=1)
+    layers = torch.nn.functional.pad(layers, (margin,) * 4, mode="replicate")
+    result = torch.zeros(4, *radius.shape)
+    for centre, layer in zip(centres.tolist(), layers, strict=True):
+        scales = (1 + colour_fringe, 1.0, 1 - colour_fringe, 1.0)
+        spots = torch.stack([aperture_kernel(centre * scale, aperture, 2 * margin + 1) for scale in scales])
+        if abs(centre) < 0.25:
+            spots = torch.zeros_like(spots)
+            spots[:, margin, margin] = 1
+        blurred = torch.nn.functional.conv2d(layer[None], spots.flip(1, 2)[:, None], groups=4)[0]
+        result = blurred + (1 - blurred[3].clamp(0, 1)) * result
+    return linear_to_srgb((result[:3] / result[3]).clamp(0, 1))
