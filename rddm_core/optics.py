@@ -26,7 +26,8 @@ def circle_of_confusion(depth: Tensor, focus: float, aperture: float, focal_leng
         raise ValueError(f"focus distance {focus} must exceed the focal length {focal_length}, and both be positive")
     if not bool((depth > 0).all()):
         raise ValueError("depth must be positive everywhere")
-    return (aperture / 2) * focal_length / (focus - focal_length) * (depth - focus) / depth
+    # (d - D) / d, but 1 at infinity, too.
+    return (aperture / 2) * focal_length / (focus - focal_length) * (1 - focus / depth)
 
 
 def map_from_radius(radius: Tensor) -> Tensor:
@@ -71,10 +72,26 @@ class Aperture:
     softness: float = 0.0
 
 
+def _apothem(blades: int) -> float:
+    """Distance from the centre to the sides of the regular polygon that has the area of the unit disc."""
+    return math.sqrt(math.pi / (blades * math.tan(math.pi / blades)))
+
+
+def kernel_reach(radius: float, aperture: Aperture) -> int:
+    """Pixels around its centre within which a spot of `radius` pixels lies: 2 * reach + 1 is its kernel's size.
+
+    A polygon's corners reach farther than the disc of its area. A Gaussian (`Aperture.softness`) has no end.
+    """
+    blades = aperture.blades
+    corner = _apothem(blades) / math.cos(math.pi / blades) if blades >= 3 else 1.0
+    return math.ceil(abs(radius) * corner) + 2
+
+
 def aperture_kernel(radius: float, aperture: Aperture, size: int) -> Tensor:
     """The normalised spot [size, size] (odd `size`) for a circle of confusion of `radius` pixels.
 
-    The sign matters: a spot behind the focus plane is the point-mirrored one in front of it.
+    What lies beyond `size` is cut off (`kernel_reach`). The sign matters: a spot behind the focus plane is the
+    point-mirrored one in front of it.
     """
     axis = torch.arange(size, dtype=torch.float32) - size // 2
     if radius < 0:
@@ -86,9 +103,7 @@ def aperture_kernel(radius: float, aperture: Aperture, size: int) -> Tensor:
     if aperture.blades >= 3:
         sector = 2 * math.pi / aperture.blades
         angle = torch.remainder(torch.atan2(y, x) - aperture.rotation, sector) - sector / 2
-        # Scaled so that the polygon has the area of the disc.
-        apothem = math.sqrt(math.pi / (aperture.blades * math.tan(math.pi / aperture.blades)))
-        edge = distance * torch.cos(angle) / apothem
+        edge = distance * torch.cos(angle) / _apothem(aperture.blades)
     # One pixel of linear ramp at the edge: an antialiased disc whose second moment follows the radius.
     spot = (r + 0.5 - edge).clamp(0, 1)
     if aperture.vignette > 0:
@@ -137,7 +152,7 @@ def render_defocus(
         # Only what is nearly clipped in every channel gains energy.
         linear = linear * (1 + (highlight_gain - 1) * ((linear.amin(dim=0, keepdim=True) - 0.85) / 0.15).clamp(0, 1))
     centres = _layer_radii(radius, levels)
-    margin = math.ceil(float(radius.abs().max()) * (1 + abs(colour_fringe))) + 2
+    margin = kernel_reach(float(radius.abs().max()) * (1 + abs(colour_fringe)), aperture)
     colour, coverage = torch.zeros_like(linear), torch.zeros_like(radius, dtype=linear.dtype)
     for i in range(len(centres)):  # from far to near
         callbacks.check()

@@ -14,6 +14,7 @@ from rddm_core.optics import (
     Aperture,
     aperture_kernel,
     circle_of_confusion,
+    kernel_reach,
     linear_to_srgb,
     map_from_radius,
     radius_from_map,
@@ -36,6 +37,10 @@ class TestCircleOfConfusion:
     def test_sign_and_zero(self):
         radius = circle_of_confusion(torch.tensor([1.0, 2.0, 4.0]), 2.0, 0.02, 0.05)
         assert radius[0] < 0 and radius[1] == 0 and radius[2] > 0
+
+    def test_infinity_is_the_limit_of_far_things(self):
+        near, far = circle_of_confusion(torch.tensor([1e6, math.inf]), 2.0, 0.02, 0.05)
+        assert float(far) == pytest.approx(float(near), rel=1e-5) and far > near
 
     @pytest.mark.parametrize(("focus", "focal"), [(0.05, 0.05), (1.0, 0.0), (0.01, 0.05)])
     def test_impossible_lenses_are_refused(self, focus, focal):
@@ -77,6 +82,26 @@ def test_spots_keep_the_energy(aperture, radius):
     spot = aperture_kernel(radius, aperture, 25)
     assert float(spot.sum()) == pytest.approx(1, abs=1e-5)
     assert float(spot.min()) >= 0
+
+
+@pytest.mark.parametrize("blades", [0, 2, 3, 4, 5, 12])
+@pytest.mark.parametrize("radius", [0.3, 3.4, -32.0, 100.0])
+def test_a_kernel_of_their_reach_holds_all_of_a_spot(blades: int, radius: float) -> None:
+    for rotation in (0.0, 0.4, math.pi / 2):
+        aperture = Aperture(blades=blades, rotation=rotation)
+        reach = kernel_reach(radius, aperture)
+        spot, double = (aperture_kernel(radius, aperture, 2 * half + 1) for half in (reach, 2 * reach))
+        torch.testing.assert_close(torch.nn.functional.pad(spot, (reach,) * 4), double, atol=1e-7, rtol=1e-4)
+
+
+def test_corners_of_a_polygon_are_rendered() -> None:
+    """A point of light in a picture large enough for its spot."""
+    point, aperture = torch.zeros(3, 161, 161), Aperture(blades=3, rotation=math.pi / 2)
+    point[:, 80, 80] = 1
+    spot = aperture_kernel(32.0, aperture, 161)
+    rendered = srgb_to_linear(render_defocus(point, torch.full((161, 161), 32.0), aperture))[0]
+    torch.testing.assert_close(rendered, spot, atol=1e-5, rtol=0)
+    assert float(spot[: 80 - 34].sum() + spot[80 + 35 :].sum()) > 0.03
 
 
 @pytest.mark.parametrize("blades", [0, 5, 6, 8])
@@ -191,7 +216,7 @@ def all_layers_at_once(
     low, high = float(radius.min()), float(radius.max())
     centres = torch.linspace(high, low, min(levels, math.ceil((high - low) / 0.75) + 1))
     weights = (1 - (radius - centres[:, None, None]).abs() / (centres[0] - centres[1])).clamp(0, 1)
-    margin = math.ceil(float(radius.abs().max()) * (1 + abs(colour_fringe))) + 2
+    margin = kernel_reach(float(radius.abs().max()) * (1 + abs(colour_fringe)), aperture)
     layers = torch.cat((linear[None] * weights[:, None], weights[:, None]), dim=1)
     layers = torch.nn.functional.pad(layers, (margin,) * 4, mode="replicate")
     result = torch.zeros(4, *radius.shape)
