@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..config import DenoiserConfig
 from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, shuffled, unshuffled
-from .deconvolution import surrounded, wiener_bank
+from .deconvolution import Filters, surrounded, wiener_bank
 from .guidance import features_for_level, fitted
 
 MAX_DECONVOLUTION_RADIUS = 32.0
@@ -60,6 +60,7 @@ class DenoisingNetwork(nn.Module):
                 raise ValueError(
                     f"deconvolution_radii must be 0 to {MAX_DECONVOLUTION_RADIUS} pixels, with state_entry='decoder'"
                 )
+            self.kept_filters: Filters = {}
             self.deconvolution_intro = ops.Conv2d(len(radii) * pixels, widths[0], 1, bias=False)
         self.encoders = nn.ModuleList(
             nn.Sequential(
@@ -127,7 +128,8 @@ class DenoisingNetwork(nn.Module):
             return (x,)
         x = self.intro(x)
         if radii := self.config.deconvolution_radii:
-            bank = wiener_bank(surrounded(pre_deblurred) if surroundings is None else surroundings, radii)
+            surroundings = surrounded(pre_deblurred) if surroundings is None else surroundings
+            bank = wiener_bank(surroundings, radii, self.kept_filters)
             x = x + conv_unshuffled(self.deconvolution_intro, bank.to(x.dtype))
         return self._encode(x)
 
