@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..optics import Aperture, aperture_kernel, fft_size, transfer_function
+from .precision import without_autocast
 
 CONTEXT = 32
 """Pixels that the bank sees around a picture: behind them, what the filters make of the border has died away."""
@@ -41,7 +42,7 @@ def wiener_bank(image: Tensor, radii: tuple[float, ...], kept: Filters | None = 
     -> [B, len(radii), H, W] fp32, limited to -1..1. `kept` is filled with filters for the next call: tiles share their
     size, and to make the filters costs as much as to apply them.
     """
-    with torch.autocast(image.device.type, enabled=False):
+    with without_autocast(image.device):
         luma = image.float().mean(dim=1, keepdim=True)
         height, width = luma.shape[-2:]
         padded = _periodic(_periodic(luma, fft_size(width + RAMP)).mT, fft_size(height + RAMP)).mT

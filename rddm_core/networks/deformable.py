@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .precision import without_autocast
+
 
 def deformable_aggregate(value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int = 3) -> Tensor:
     """y_g(p) = sum_k m_gk(p) v_g(p + p_k + d_gk(p)): bilinear sampling, zeros outside, no softmax, no static kernel.
@@ -28,7 +30,7 @@ def deformable_aggregate(value: Tensor, offset: Tensor, modulation: Tensor, kern
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be split into {groups} groups")
     in_bags = value.device.type == "cpu" and not torch.is_grad_enabled()
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device):
         aggregate = _aggregate_in_bags if in_bags else _aggregate_taps
         return aggregate(value.float(), offset.float(), modulation.float(), kernel_size).to(value.dtype)
 
