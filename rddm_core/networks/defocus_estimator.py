@@ -86,10 +86,6 @@ class DefocusEstimator(nn.Module):
             return logits
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
 
-    def defocus_map(self, image: Tensor) -> Tensor:
-        """image [B, 3, H, W] in 0..1 -> map [B, 1, H, W] in fp32, 0 sharp to 1 out of focus."""
-        return torch.sigmoid(self(image))
-
 
 def decode(head: Any, stages: Sequence[Tensor]) -> Tensor:
     """What transformers' SegFormer head makes of the encoder's stages [B, C_i, h_i, w_i], finest first: [B, 1, h, w].

@@ -38,9 +38,7 @@ class DenoisingNetwork(nn.Module):
     decoder only. With ``state_entry="encoder"`` x_t is concatenated at the input and everything runs at every step.
     """
 
-    def __init__(
-        self, config: DenoiserConfig, guidance_width: int, timesteps: int, attention_cell: int, ops: Any = nn
-    ) -> None:
+    def __init__(self, config: DenoiserConfig, guidance_width: int, timesteps: int, attention_cell: int) -> None:
         super().__init__()
         self.config = config
         self.stride = config.unshuffle * 2 ** len(config.widths)
@@ -53,54 +51,52 @@ class DenoisingNetwork(nn.Module):
         def cell(level: int) -> int:
             return attention_cell // (config.unshuffle * 2**level)
 
-        self.time = TimeEmbedding(time_width, timesteps, ops)
-        self.intro = ops.Conv2d((7 if state_at_input else 4) * pixels, widths[0], 3, padding=1)
+        self.time = TimeEmbedding(time_width, timesteps)
+        self.intro = nn.Conv2d((7 if state_at_input else 4) * pixels, widths[0], 3, padding=1)
         if radii := config.deconvolution_radii:
             if state_at_input or not all(0 < radius <= MAX_DECONVOLUTION_RADIUS for radius in radii):
                 raise ValueError(
                     f"deconvolution_radii must be 0 to {MAX_DECONVOLUTION_RADIUS} pixels, with state_entry='decoder'"
                 )
             self.kept_filters: Filters = {}
-            self.deconvolution_intro = ops.Conv2d(len(radii) * pixels, widths[0], 1, bias=False)
+            self.deconvolution_intro = nn.Conv2d(len(radii) * pixels, widths[0], 1, bias=False)
         self.encoders = nn.ModuleList(
             nn.Sequential(
                 *(
-                    RDDBlock(widths[level], cell(level), config.encoder_mixers[level], group, ops=ops)
+                    RDDBlock(widths[level], cell(level), config.encoder_mixers[level], group)
                     for _ in range(config.encoder_blocks[level])
                 )
             )
             for level in range(len(config.widths))
         )
-        self.downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs)
+        self.downs = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
         self.middle = nn.Sequential(
             *(
-                RDDBlock(widths[-1], cell(len(config.widths)), config.middle_mixer, group, ops=ops)
+                RDDBlock(widths[-1], cell(len(config.widths)), config.middle_mixer, group)
                 for _ in range(config.middle_blocks)
             )
         )
-        self.ups = nn.ModuleList(Upsample(coarse, fine, ops) for fine, coarse in pairs)
+        self.ups = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in pairs)
         self.decoders = nn.ModuleList(
             nn.ModuleList(
-                RDDBlock(
-                    widths[level], cell(level), config.decoder_mixers[level], group, time_width, guidance_width, ops
-                )
+                RDDBlock(widths[level], cell(level), config.decoder_mixers[level], group, time_width, guidance_width)
                 for _ in range(config.decoder_blocks[level])
             )
             for level in range(len(config.widths))
         )
-        self.outro = ops.Conv2d(widths[0], 3 * pixels, 3, padding=1)
+        self.outro = nn.Conv2d(widths[0], 3 * pixels, 3, padding=1)
         with torch.no_grad():
             self.outro.weight.mul_(0.1)
             self.outro.bias.zero_()
         if config.overlap:
             block = config.unshuffle
-            self.overlap = ops.ConvTranspose2d(widths[0], 3, 2 * block, stride=block, padding=block // 2, bias=False)
+            self.overlap = nn.ConvTranspose2d(widths[0], 3, 2 * block, stride=block, padding=block // 2, bias=False)
             with torch.no_grad():
                 self.overlap.weight.mul_(0.1)
         if not state_at_input:
-            self.state_intro = ops.Conv2d(3 * pixels, widths[0], 1)
-            self.state_downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs[:-1])
-            self.state_gates = nn.ModuleList(ops.Linear(time_width, width) for width in config.widths)
+            self.state_intro = nn.Conv2d(3 * pixels, widths[0], 1)
+            self.state_downs = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs[:-1])
+            self.state_gates = nn.ModuleList(nn.Linear(time_width, width) for width in config.widths)
 
     def encode_condition(
         self,

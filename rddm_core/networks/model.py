@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import nn
 
@@ -23,19 +22,18 @@ class RDDM(nn.Module):
         residual_scale: unit-scale residual = residual_scale * (I - I_p), measured on training data.
         recommended_steps: sampling steps chosen by measurement for these weights.
 
-    `ops` makes our own layers (`torch.nn`, or a host's layers that cast on use); estimator and backbone are library
-    models and do without. Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the
+    Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the
     networks' strides.
     """
 
-    def __init__(self, config: RDDMConfig, ops: Any = nn) -> None:
+    def __init__(self, config: RDDMConfig) -> None:
         super().__init__()
         self.config = config
         self.estimator = DefocusEstimator(config.estimator)
-        self.pre_deblur = PreDeblurModule(config.pre_deblur, config.attention_cell, ops)
-        self.guidance = GuidanceNetwork(config.guidance, ops)
+        self.pre_deblur = PreDeblurModule(config.pre_deblur, config.attention_cell)
+        self.guidance = GuidanceNetwork(config.guidance)
         self.denoiser = DenoisingNetwork(
-            config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell, ops
+            config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell
         )
         self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride)
         if config.attention_cell % self.stride:

@@ -243,19 +243,6 @@ def test_half_precision_stays_close(dtype):
         assert float((a - b).abs().max()) < 0.05
 
 
-def test_layers_come_from_the_ops_namespace():
-    class Conv(nn.Conv2d):
-        pass
-
-    class Ops:
-        Conv2d, ConvTranspose2d, Linear, LayerNorm = Conv, nn.ConvTranspose2d, nn.Linear, nn.LayerNorm
-
-    model = RDDM(small(lite()), ops=Ops)
-    for part in (model.pre_deblur, model.denoiser, model.guidance.projections):
-        convolutions = [m for m in part.modules() if isinstance(m, nn.Conv2d)]
-        assert convolutions and all(isinstance(m, Conv) for m in convolutions)
-
-
 def test_state_entry_encoder_runs_everything_per_step():
     config = replace(small(lite()).denoiser, state_entry="encoder", deconvolution_radii=())
     denoiser = DenoisingNetwork(config, 8, 1300, 64)
