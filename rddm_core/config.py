@@ -76,12 +76,20 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion length T and noise schedule; `beta_*` are read by the linear schedule alone."""
+    """Diffusion length T and noise schedule; `beta_*` are read by the linear schedule alone.
+
+    Raises ValueError unless 0 < beta < 1 at both ends: without noise, or without signal, no step can be computed.
+    """
 
     timesteps: int = 1300
     schedule: Literal["cosine", "linear"] = "cosine"
     beta_start: float = 1e-4
     beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, beta in (("beta_start", self.beta_start), ("beta_end", self.beta_end)):
+            if not 0 < beta < 1:
+                raise ValueError(f"diffusion.{name} must be greater than 0 and less than 1, not {beta}")
 
 
 @dataclass(frozen=True)

@@ -205,10 +205,15 @@ class Upsample(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of the timestep, then two linear layers: t [B] in 0..T -> [B, width]."""
+    """Sinusoidal embedding of the timestep, then two linear layers: t [B] in 0..T -> [B, width].
+
+    Raises ValueError unless the width is even: half of it are sines, half cosines.
+    """
 
     def __init__(self, width: int, timesteps: int) -> None:
         super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"time_width must be an even number from 2 on, not {width}")
         self.width, self.timesteps = width, timesteps
         self.hidden = nn.Linear(width, width)
         self.out = nn.Linear(width, width)

@@ -36,6 +36,8 @@ class DenoisingNetwork(nn.Module):
     With ``state_entry="decoder"`` the encoder sees (I_p, map) alone and runs once per image; x_t enters every decoder
     scale through a light pyramid of strided convolutions, gated by the time embedding, so that a step costs the
     decoder only. With ``state_entry="encoder"`` x_t is concatenated at the input and everything runs at every step.
+
+    Raises ValueError for a configuration that no network can be built from.
     """
 
     def __init__(self, config: DenoiserConfig, guidance_width: int, timesteps: int, attention_cell: int) -> None:
@@ -90,6 +92,8 @@ class DenoisingNetwork(nn.Module):
             self.outro.bias.zero_()
         if config.overlap:
             block = config.unshuffle
+            if block % 2:
+                raise ValueError(f"overlap=True needs an even unshuffle, not {block}: blocks overlap by half of one")
             self.overlap = nn.ConvTranspose2d(widths[0], 3, 2 * block, stride=block, padding=block // 2, bias=False)
             with torch.no_grad():
                 self.overlap.weight.mul_(0.1)

@@ -417,7 +417,8 @@ def test_metadata(tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path
         ("config", nested(config, "denoiser", middle_blocks=65), "middle_blocks must be 0 to 64"),
         ("config", nested(config, "estimator", depths=[10**30] * 4), "depths must be 0 to 64"),
         ("config", nested(config, "guidance", backbone="../evil"), "backbone must be one of"),
-        ("config", nested(config, "diffusion", beta_end=math.inf), "beta_end is not finite"),
+        ("config", nested(config, "diffusion", beta_end=1.0), "beta_end must be greater than 0 and less than 1"),
+        ("config", nested(config, "denoiser", deconvolution_radii=[math.inf]), "radii is not finite"),
         ("config", "9" * 5000, "digits"),
         ("config", json.dumps(config)[:-1] + ', "name": "other"}', "stands there twice"),
         ("provenance", '{"a": {"b": 1, "b": 2}}', "stands there twice"),
@@ -472,6 +473,8 @@ def test_configurations_that_describe_no_model(tiny_checkpoint: Path, tiny_confi
         replace(tiny_config, pre_deblur=replace(tiny_config.pre_deblur, deformable_group_width=7)),
         replace(tiny_config, pre_deblur=replace(tiny_config.pre_deblur, mixers=())),
         replace(tiny_config, guidance=replace(tiny_config.guidance, stages=(1, 2, 7))),
+        replace(tiny_config, denoiser=replace(tiny_config.denoiser, time_width=15)),
+        replace(tiny_config, denoiser=replace(tiny_config.denoiser, unshuffle=3)),
     ):
         save_file(tensors, path, {**metadata, "rddm.config": json.dumps(config_to_dict(config))})
         refused(path, "describes no model")

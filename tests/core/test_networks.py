@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -257,6 +258,21 @@ def test_an_attention_cell_off_the_strides_is_refused():
         RDDM(replace(small(lite()), attention_cell=96))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time_width": 15}, "time_width must be an even number from 2 on, not 15"),
+        ({"time_width": 0}, "time_width must be an even number from 2 on, not 0"),
+        ({"overlap": True, "unshuffle": 3}, "overlap=True needs an even unshuffle, not 3"),
+        ({"overlap": True, "unshuffle": 1}, "overlap=True needs an even unshuffle, not 1"),
+    ],
+)
+def test_denoisers_that_could_not_run_are_refused(changes, message):
+    config = replace(small(lite()).denoiser, **changes)
+    with pytest.raises(ValueError, match=message):
+        DenoisingNetwork(config, guidance_width=8, timesteps=10, attention_cell=config.unshuffle * 16)
+
+
 class TestConfig:
     @pytest.mark.parametrize("config", [lite(), paper(), small(lite())], ids=["lite", "paper", "small"])
     def test_round_trip(self, config):
@@ -272,6 +288,9 @@ class TestConfig:
             (lambda c: c["denoiser"].update(widths=[1, True]), r"config.denoiser.widths\[1\]"),
             (lambda c: c["guidance"].update(backbone="vgg"), "config.guidance.backbone must be one of"),
             (lambda c: c.update(estimator=3), "config.estimator must be a mapping"),
+            (lambda c: c["diffusion"].update(beta_start=0), "diffusion.beta_start must be greater than 0"),
+            (lambda c: c["diffusion"].update(beta_end=1.0), "diffusion.beta_end must be .* less than 1, not 1.0"),
+            (lambda c: c["diffusion"].update(beta_end=math.nan), "diffusion.beta_end must be .*, not nan"),
         ],
     )
     def test_wrong_values_are_named(self, change, message):
