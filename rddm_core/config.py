@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 Mixer = Literal["depthwise", "deformable"]
 
+MIN_ATTENTION_CELL = 64
+"""Width of the zone in which tiles blend (`tiling.FEATHER`): tiles are padded to a multiple of the cell that holds it,
+their guidance to any multiple of the cell."""
+
 
 @dataclass(frozen=True)
 class EstimatorConfig:
@@ -104,7 +108,8 @@ class RDDMConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     attention_cell: int = 64
     """Channel attention pools over cells of this many image pixels instead of the whole input: blur varies over a
-    photograph, and a tile then sees the same statistics as the whole picture. A multiple of every network stride."""
+    photograph, and a tile then sees the same statistics as the whole picture. A multiple of every network stride,
+    and not below MIN_ATTENTION_CELL."""
 
 
 def lite() -> RDDMConfig:

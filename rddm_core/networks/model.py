@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from ..config import RDDMConfig
+from ..config import MIN_ATTENTION_CELL, RDDMConfig
 from .defocus_estimator import DefocusEstimator
 from .denoiser import DenoisingNetwork
 from .guidance import GuidanceNetwork
@@ -22,8 +22,8 @@ class RDDM(nn.Module):
         residual_scale: unit-scale residual = residual_scale * (I - I_p), measured on training data.
         recommended_steps: sampling steps chosen by measurement for these weights.
 
-    Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the
-    networks' strides.
+    Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the networks' strides, or
+    below MIN_ATTENTION_CELL.
     """
 
     def __init__(self, config: RDDMConfig) -> None:
@@ -38,6 +38,8 @@ class RDDM(nn.Module):
         self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride)
         if config.attention_cell % self.stride:
             raise ValueError(f"attention_cell {config.attention_cell} must be a multiple of the stride {self.stride}")
+        if config.attention_cell < MIN_ATTENTION_CELL:
+            raise ValueError(f"attention_cell {config.attention_cell} must be at least {MIN_ATTENTION_CELL}")
         self.stride = config.attention_cell
         self.residual_scale = 1.0
         self.recommended_steps = 1

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rddm_core.config import (
+    MIN_ATTENTION_CELL,
     DenoiserConfig,
     EstimatorConfig,
     GuidanceConfig,
@@ -26,6 +27,7 @@ from rddm_core.networks.blocks import ChannelAttention, LayerNorm2d, RDDBlock, s
 from rddm_core.networks.denoiser import DenoisingNetwork
 from rddm_core.networks.guidance import fitted
 from rddm_core.networks.model import RDDM
+from rddm_core.tiling import FEATHER, plan_tiles, plan_windows
 from rddm_core.training.losses import estimator_loss, joint_loss
 
 
@@ -256,6 +258,19 @@ def test_state_entry_encoder_runs_everything_per_step():
 def test_an_attention_cell_off_the_strides_is_refused():
     with pytest.raises(ValueError, match="multiple of the stride 64"):
         RDDM(replace(small(lite()), attention_cell=96))
+
+
+def test_an_attention_cell_within_the_zone_of_tiles_is_refused():
+    """Tiles would cover more than their guidance."""
+    assert MIN_ATTENTION_CELL == FEATHER
+    config = replace(small(paper()), attention_cell=32)
+    with pytest.raises(ValueError, match="attention_cell 32 must be at least 64"):
+        RDDM(config)
+    for length in (96, 160, 700):
+        for cell in (MIN_ATTENTION_CELL, 96, 128):
+            tiles, windows = plan_tiles(length, length, 320, cell), plan_windows(length, length, 256, 64, cell)
+            assert tiles[-1].rows.stop == windows[-1].rows.stop
+    assert plan_tiles(96, 96, None, 32)[-1].rows.stop != plan_windows(96, 96, 256, 64, 32)[-1].rows.stop
 
 
 @pytest.mark.parametrize(
