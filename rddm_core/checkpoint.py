@@ -30,7 +30,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .config import RDDMConfig, config_from_dict, config_to_dict
@@ -142,14 +141,12 @@ def read_info(path: str | Path) -> CheckpointInfo:
 def load_checkpoint(
     path: str | Path,
     *,
-    ops: Any = nn,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> RDDM:
     """Build the model that a checkpoint describes and fill it: eval mode, no gradients.
 
     Args:
-        ops: namespace that makes our own layers; see `RDDM`.
         dtype: of all parameters; None for fp32, whatever the file holds.
         device: where the model ends up.
 
@@ -162,8 +159,8 @@ def load_checkpoint(
         _, config, residual_scale, recommended_steps, _, _ = _read_metadata(path, file.metadata())
         shapes = _stored_shapes(path, file)
         _check_extent(path, config, shapes)
-        layout = _build(path, config, nn)
-        wanted = layout.state_dict()
+        model = _build(path, config)
+        wanted = model.state_dict()
         names = own_names(wanted)
         _compare(path, shapes, {name: tuple(wanted[key].shape) for key, name in names.items()})
         state = {}
@@ -183,8 +180,6 @@ def load_checkpoint(
             if not finite:
                 cause = f"{names[key]} is not finite everywhere in {dtype}"
                 raise CheckpointError(f"{path}: {cause}; {'choose fp32 or bf16' if sound else FETCH_AGAIN}")
-    # Names and shapes came from torch's layers: a host's may have no tensors at all before they are filled.
-    model = layout if ops is nn else _build(path, config, ops)
     model.load_state_dict(state, assign=True)
     model.residual_scale, model.recommended_steps = residual_scale, recommended_steps
     return model.requires_grad_(False).eval().to(device).to(memory_format=torch.channels_last)
@@ -352,11 +347,11 @@ class _WithoutMemory(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _build(path: Path, config: RDDMConfig, ops: Any) -> RDDM:
+def _build(path: Path, config: RDDMConfig) -> RDDM:
     """The networks of `config`, without memory for their parameters."""
     try:
         with _WithoutMemory():
-            return RDDM(config, ops)
+            return RDDM(config)
     except ImportError:
         raise
     except Exception as error:  # torch, timm and transformers raise many kinds for numbers that do not fit

@@ -10,6 +10,10 @@ from typing import Any, Literal
 
 Mixer = Literal["depthwise", "deformable"]
 
+MIN_ATTENTION_CELL = 64
+"""Width of the zone in which tiles blend (`tiling.FEATHER`): tiles are padded to a multiple of the cell that holds it,
+their guidance to any multiple of the cell."""
+
 
 @dataclass(frozen=True)
 class EstimatorConfig:
@@ -76,12 +80,20 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Diffusion length T and noise schedule; `beta_*` are read by the linear schedule alone."""
+    """Diffusion length T and noise schedule; `beta_*` are read by the linear schedule alone.
+
+    Raises ValueError unless 0 < beta < 1 at both ends: without noise, or without signal, no step can be computed.
+    """
 
     timesteps: int = 1300
     schedule: Literal["cosine", "linear"] = "cosine"
     beta_start: float = 1e-4
     beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name, beta in (("beta_start", self.beta_start), ("beta_end", self.beta_end)):
+            if not 0 < beta < 1:
+                raise ValueError(f"diffusion.{name} must be greater than 0 and less than 1, not {beta}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,8 @@ class RDDMConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     attention_cell: int = 64
     """Channel attention pools over cells of this many image pixels instead of the whole input: blur varies over a
-    photograph, and a tile then sees the same statistics as the whole picture. A multiple of every network stride."""
+    photograph, and a tile then sees the same statistics as the whole picture. A multiple of every network stride,
+    and not below MIN_ATTENTION_CELL."""
 
 
 def lite() -> RDDMConfig:

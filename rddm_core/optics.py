@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .callbacks import Callbacks
+
 MAP_RADIUS = 2.0
 """Radius of the circle of confusion, in pixels, at which the defocus map reaches 1 - 1/e."""
 
@@ -24,7 +26,8 @@ def circle_of_confusion(depth: Tensor, focus: float, aperture: float, focal_leng
         raise ValueError(f"focus distance {focus} must exceed the focal length {focal_length}, and both be positive")
     if not bool((depth > 0).all()):
         raise ValueError("depth must be positive everywhere")
-    return (aperture / 2) * focal_length / (focus - focal_length) * (depth - focus) / depth
+    # (d - D) / d, but 1 at infinity, too.
+    return (aperture / 2) * focal_length / (focus - focal_length) * (1 - focus / depth)
 
 
 def map_from_radius(radius: Tensor) -> Tensor:
@@ -69,10 +72,26 @@ class Aperture:
     softness: float = 0.0
 
 
+def _apothem(blades: int) -> float:
+    """Distance from the centre to the sides of the regular polygon that has the area of the unit disc."""
+    return math.sqrt(math.pi / (blades * math.tan(math.pi / blades)))
+
+
+def kernel_reach(radius: float, aperture: Aperture) -> int:
+    """Pixels around its centre within which a spot of `radius` pixels lies: 2 * reach + 1 is its kernel's size.
+
+    A polygon's corners reach farther than the disc of its area. A Gaussian (`Aperture.softness`) has no end.
+    """
+    blades = aperture.blades
+    corner = _apothem(blades) / math.cos(math.pi / blades) if blades >= 3 else 1.0
+    return math.ceil(abs(radius) * corner) + 2
+
+
 def aperture_kernel(radius: float, aperture: Aperture, size: int) -> Tensor:
     """The normalised spot [size, size] (odd `size`) for a circle of confusion of `radius` pixels.
 
-    The sign matters: a spot behind the focus plane is the point-mirrored one in front of it.
+    What lies beyond `size` is cut off (`kernel_reach`). The sign matters: a spot behind the focus plane is the
+    point-mirrored one in front of it.
     """
     axis = torch.arange(size, dtype=torch.float32) - size // 2
     if radius < 0:
@@ -84,9 +103,7 @@ def aperture_kernel(radius: float, aperture: Aperture, size: int) -> Tensor:
     if aperture.blades >= 3:
         sector = 2 * math.pi / aperture.blades
         angle = torch.remainder(torch.atan2(y, x) - aperture.rotation, sector) - sector / 2
-        # Scaled so that the polygon has the area of the disc.
-        apothem = math.sqrt(math.pi / (aperture.blades * math.tan(math.pi / aperture.blades)))
-        edge = distance * torch.cos(angle) / apothem
+        edge = distance * torch.cos(angle) / _apothem(aperture.blades)
     # One pixel of linear ramp at the edge: an antialiased disc whose second moment follows the radius.
     spot = (r + 0.5 - edge).clamp(0, 1)
     if aperture.vignette > 0:
@@ -110,6 +127,7 @@ def render_defocus(
     levels: int = 8,
     highlight_gain: float = 1.0,
     colour_fringe: float = 0.0,
+    callbacks: Callbacks = Callbacks(),
 ) -> Tensor:
     """Defocus an all-in-focus picture by its signed circles of confusion.
 
@@ -122,25 +140,34 @@ def render_defocus(
         levels: the largest number of layers.
         highlight_gain: how much brighter than white clipped highlights are taken to be (>= 1).
         colour_fringe: relative difference of the spot radius between red and blue (longitudinal chromatic aberration).
+        callbacks: may interrupt before every layer, and count layers.
 
-    Returns [3, H, W] sRGB, 0..1.
+    One plane of one layer is blurred at a time, so that memory does not grow with the number of layers. Returns
+    [3, H, W] sRGB, 0..1.
     """
     aperture = aperture or Aperture()
-    linear = srgb_to_linear(image.clamp(0, 1))
+    # Plane by plane, here and at the end, for what the power holds on its way.
+    linear = torch.stack([srgb_to_linear(plane.clamp(0, 1)) for plane in image])
     if highlight_gain > 1:
         # Only what is nearly clipped in every channel gains energy.
         linear = linear * (1 + (highlight_gain - 1) * ((linear.amin(dim=0, keepdim=True) - 0.85) / 0.15).clamp(0, 1))
     centres = _layer_radii(radius, levels)
-    weights = _layer_weights(radius, centres)
-    margin = math.ceil(float(radius.abs().max()) * (1 + abs(colour_fringe))) + 2
-    layers = torch.cat((linear[None] * weights[:, None], weights[:, None]), dim=1)
-    blurred = _blur_layers(layers, centres, aperture, colour_fringe, margin)
-    colour, coverage = torch.zeros_like(linear), torch.zeros_like(linear[:1])
-    for layer in blurred:  # from far to near
-        alpha = layer[3:].clamp(0, 1)
-        colour = layer[:3] + (1 - alpha) * colour
-        coverage = alpha + (1 - alpha) * coverage
-    return linear_to_srgb((colour / coverage.clamp_min(1e-4)).clamp(0, 1))
+    margin = kernel_reach(float(radius.abs().max()) * (1 + abs(colour_fringe)), aperture)
+    colour, coverage = torch.zeros_like(linear), torch.zeros_like(radius, dtype=linear.dtype)
+    for i in range(len(centres)):  # from far to near
+        callbacks.check()
+        weight = _layer_weight(radius, centres, i)
+        red, green, blue = _layer_spectra(centres[i], aperture, colour_fringe, margin, weight)
+        alpha = _convolve(weight, green, margin).clamp_(0, 1)
+        clear = 1 - alpha
+        for below, plane, spectrum in zip(colour, linear, (red, green, blue), strict=True):
+            below.mul_(clear).add_(_convolve(plane * weight, spectrum, margin))
+        coverage.mul_(clear).add_(alpha)
+        callbacks.report(i + 1, len(centres))
+    coverage.clamp_min_(1e-4)
+    for plane in colour:
+        plane.copy_(linear_to_srgb(plane.div_(coverage).clamp_(0, 1)))
+    return colour
 
 
 def _layer_radii(radius: Tensor, levels: int) -> list[float]:
@@ -153,35 +180,39 @@ def _layer_radii(radius: Tensor, levels: int) -> list[float]:
     return [high + (low - high) * i / (count - 1) for i in range(count)]
 
 
-def _layer_weights(radius: Tensor, centres: list[float]) -> Tensor:
-    """[L, H, W], a partition of unity: every pixel is shared between the two layers next to its radius."""
+def _layer_weight(radius: Tensor, centres: list[float], i: int) -> Tensor:
+    """[H, W], a partition of unity over `i`: every pixel is shared between the two layers next to its radius."""
     if len(centres) == 1:
-        return torch.ones_like(radius)[None]
-    weights = []
-    for i, centre in enumerate(centres):
-        up = centres[i - 1] - centre if i > 0 else math.inf
-        down = centre - centres[i + 1] if i + 1 < len(centres) else math.inf
-        difference = radius - centre
-        weights.append(torch.where(difference >= 0, 1 - difference / up, 1 + difference / down).clamp(0, 1))
-    return torch.stack(weights)
+        return torch.ones_like(radius)
+    up = centres[i - 1] - centres[i] if i > 0 else math.inf
+    down = centres[i] - centres[i + 1] if i + 1 < len(centres) else math.inf
+    difference = radius - centres[i]
+    return torch.where(difference >= 0, 1 - difference / up, 1 + difference / down).clamp_(0, 1)
 
 
-def _blur_layers(layers: Tensor, centres: list[float], aperture: Aperture, fringe: float, margin: int) -> Tensor:
-    """Convolve [L, 4, H, W] with each layer's spot by FFT; borders are continued by replication."""
-    height, width = layers.shape[-2:]
-    padded = F.pad(layers, (margin,) * 4, mode="replicate")
+def _layer_spectra(
+    centre: float, aperture: Aperture, fringe: float, margin: int, like: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Spectra of a layer's spots in red, green and blue, for planes [H, W] as `like`; None: the layer is in focus."""
+    if abs(centre) < 0.25:  # below the antialiased spot's own blur
+        return None, None, None
+    shape = [fft_size(n + 2 * margin) for n in like.shape]
+    scales = (1 + fringe, 1.0, 1 - fringe) if fringe else (1.0,)
+    spots = torch.stack([aperture_kernel(centre * scale, aperture, 2 * margin + 1) for scale in scales])
+    red, green, blue = torch.fft.rfft2(spots.to(like.device), s=shape).expand(3, -1, -1)
+    return red, green, blue
+
+
+def _convolve(plane: Tensor, spectrum: Tensor | None, margin: int) -> Tensor:
+    """Convolve [H, W] with a spot by its `spectrum`; borders are continued by replication. None: left as it is."""
+    if spectrum is None:
+        return plane
+    height, width = plane.shape
     shape = (fft_size(height + 2 * margin), fft_size(width + 2 * margin))
-    size = 2 * margin + 1
-    scales = (1 + fringe, 1.0, 1 - fringe, 1.0) if fringe else (1.0,)
-    spots = torch.stack([torch.stack([aperture_kernel(r * s, aperture, size) for s in scales]) for r in centres])
-    product = torch.fft.rfft2(padded, s=shape) * torch.fft.rfft2(spots, s=shape)
-    result = torch.fft.irfft2(product, s=shape)
+    padded = F.pad(plane[None, None], (margin,) * 4, mode="replicate")[0, 0]
+    product = torch.fft.rfft2(padded, s=shape).mul_(spectrum)
     start = 2 * margin
-    result = result[..., start : start + height, start : start + width].clone()
-    for i, r in enumerate(centres):
-        if abs(r) < 0.25:  # below the antialiased spot's own blur: in focus
-            result[i] = layers[i]
-    return result
+    return torch.fft.irfft2(product, s=shape)[start : start + height, start : start + width]
 
 
 def transfer_function(spot: Tensor, height: int, width: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -18,9 +17,9 @@ from .deformable import DeformableConv
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of [B, C, H, W], eps 1e-6."""
 
-    def __init__(self, channels: int, ops: Any = nn) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = ops.LayerNorm(channels, eps=1e-6)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -40,10 +39,10 @@ class ChannelAttention(nn.Module):
     statistics as the whole image. [B, C, H, W] -> attention [B, C, H, W], or [B, C, 1, 1] where one cell covers all.
     """
 
-    def __init__(self, channels: int, cell: int, ops: Any = nn) -> None:
+    def __init__(self, channels: int, cell: int) -> None:
         super().__init__()
         self.cell = cell
-        self.conv = ops.Conv2d(channels, channels, 1)
+        self.conv = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -55,12 +54,12 @@ class ChannelAttention(nn.Module):
         return F.interpolate(attention, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def make_mixer(mixer: Mixer, channels: int, cell: int, group_width: int, ops: Any) -> nn.Module:
+def make_mixer(mixer: Mixer, channels: int, cell: int, group_width: int) -> nn.Module:
     """The spatial mixer of a block: depthwise 3x3 convolution (NAFBlock) or DCNv4 (pre-deblur block, RDD block), which
     looks no farther than the attention does."""
     if mixer == "deformable":
-        return DeformableConv(channels, cell, group_width, ops=ops)
-    return ops.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        return DeformableConv(channels, cell, group_width)
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
 
 class RDDBlock(nn.Module):
@@ -83,19 +82,18 @@ class RDDBlock(nn.Module):
         group_width: int = 32,
         time_width: int = 0,
         guidance_width: int = 0,
-        ops: Any = nn,
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.norm1 = LayerNorm2d(channels, ops)
-        self.time = ops.Linear(time_width, 2 * channels) if time_width else None
-        self.expand = ops.Conv2d(channels, 2 * channels, 1)
-        self.mixer = make_mixer(mixer, 2 * channels, cell, group_width, ops)
-        self.attention = ChannelAttention(channels, cell, ops)
-        self.project = ops.Conv2d(channels + guidance_width, channels, 1)
-        self.norm2 = LayerNorm2d(channels, ops)
-        self.feed_in = ops.Conv2d(channels, 2 * channels, 1)
-        self.feed_out = ops.Conv2d(channels, channels, 1)
+        self.norm1 = LayerNorm2d(channels)
+        self.time = nn.Linear(time_width, 2 * channels) if time_width else None
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.mixer = make_mixer(mixer, 2 * channels, cell, group_width)
+        self.attention = ChannelAttention(channels, cell)
+        self.project = nn.Conv2d(channels + guidance_width, channels, 1)
+        self.norm2 = LayerNorm2d(channels)
+        self.feed_in = nn.Conv2d(channels, 2 * channels, 1)
+        self.feed_out = nn.Conv2d(channels, channels, 1)
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -187,9 +185,9 @@ def conv_unshuffled(conv: nn.Conv2d, x: Tensor) -> Tensor:
 class Downsample(nn.Module):
     """2x2 convolution with stride 2: [B, C, H, W] -> [B, out, H/2, W/2]."""
 
-    def __init__(self, channels: int, out: int, ops: Any = nn) -> None:
+    def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.conv = ops.Conv2d(channels, out, 2, stride=2)
+        self.conv = nn.Conv2d(channels, out, 2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -198,22 +196,27 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """1x1 convolution, then pixel shuffle (Shi et al. 2016): [B, C, H, W] -> [B, out, 2H, 2W]."""
 
-    def __init__(self, channels: int, out: int, ops: Any = nn) -> None:
+    def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.conv = ops.Conv2d(channels, 4 * out, 1, bias=False)
+        self.conv = nn.Conv2d(channels, 4 * out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.conv(x), 2)
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoidal embedding of the timestep, then two linear layers: t [B] in 0..T -> [B, width]."""
+    """Sinusoidal embedding of the timestep, then two linear layers: t [B] in 0..T -> [B, width].
 
-    def __init__(self, width: int, timesteps: int, ops: Any = nn) -> None:
+    Raises ValueError unless the width is even: half of it are sines, half cosines.
+    """
+
+    def __init__(self, width: int, timesteps: int) -> None:
         super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"time_width must be an even number from 2 on, not {width}")
         self.width, self.timesteps = width, timesteps
-        self.hidden = ops.Linear(width, width)
-        self.out = ops.Linear(width, width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         half = self.width // 2

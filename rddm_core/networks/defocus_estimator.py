@@ -66,12 +66,13 @@ class DefocusEstimator(nn.Module):
         """The dtype the network computes in, unless autocast decides otherwise."""
         return next(self.segformer.parameters()).dtype
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """image [B, 3, H, W] in 0..1, of any size from one pixel -> logits [B, 1, H, W] in fp32.
 
-        A positive logit says out of focus.
+        A positive logit says out of focus. `size`: H and W of the logits, where `reduce_to` has been called before: on
+        the picture's device, so that a large one need not move, nor the network's device know antialiasing.
         """
-        height, width = image.shape[-2:]
+        height, width = size or image.shape[-2:]
         x = reduce_to(image.float(), self.config.working_size)
         h, w = x.shape[-2:]
         pad_h, pad_w = -h % PAD_MULTIPLE, -w % PAD_MULTIPLE
@@ -84,10 +85,6 @@ class DefocusEstimator(nn.Module):
         if (h, w) == (height, width):
             return logits
         return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
-
-    def defocus_map(self, image: Tensor) -> Tensor:
-        """image [B, 3, H, W] in 0..1 -> map [B, 1, H, W] in fp32, 0 sharp to 1 out of focus."""
-        return torch.sigmoid(self(image))
 
 
 def decode(head: Any, stages: Sequence[Tensor]) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .precision import without_autocast
 
 
 def deformable_aggregate(value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int = 3) -> Tensor:
@@ -28,7 +28,7 @@ def deformable_aggregate(value: Tensor, offset: Tensor, modulation: Tensor, kern
     if channels % groups:
         raise ValueError(f"{channels} channels cannot be split into {groups} groups")
     in_bags = value.device.type == "cpu" and not torch.is_grad_enabled()
-    with torch.autocast(value.device.type, enabled=False):
+    with without_autocast(value.device):
         aggregate = _aggregate_in_bags if in_bags else _aggregate_taps
         return aggregate(value.float(), offset.float(), modulation.float(), kernel_size).to(value.dtype)
 
@@ -110,7 +110,7 @@ class DeformableConv(nn.Module):
     no bound, but crops end after a few features: beyond them nothing was ever learned, and tiles could not agree.
     """
 
-    def __init__(self, channels: int, reach: float, group_width: int = 32, kernel_size: int = 3, ops: Any = nn) -> None:
+    def __init__(self, channels: int, reach: float, group_width: int = 32, kernel_size: int = 3) -> None:
         super().__init__()
         if channels % group_width:
             raise ValueError(f"{channels} channels cannot be split into groups of {group_width}")
@@ -118,7 +118,7 @@ class DeformableConv(nn.Module):
         self.reach = reach
         self.groups = channels // group_width
         taps = kernel_size * kernel_size
-        self.offset_modulation = ops.Conv2d(channels, self.groups * taps * 3, 1)
+        self.offset_modulation = nn.Conv2d(channels, self.groups * taps * 3, 1)
         with torch.no_grad():
             self.offset_modulation.weight.zero_()
             bias = torch.zeros(self.groups, taps * 3)

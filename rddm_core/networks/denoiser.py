@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..config import DenoiserConfig
 from .blocks import Downsample, RDDBlock, TimeEmbedding, Upsample, conv_unshuffled, shuffled, unshuffled
-from .deconvolution import surrounded, wiener_bank
+from .deconvolution import Filters, surrounded, wiener_bank
 from .guidance import features_for_level, fitted
 
 MAX_DECONVOLUTION_RADIUS = 32.0
@@ -36,11 +36,11 @@ class DenoisingNetwork(nn.Module):
     With ``state_entry="decoder"`` the encoder sees (I_p, map) alone and runs once per image; x_t enters every decoder
     scale through a light pyramid of strided convolutions, gated by the time embedding, so that a step costs the
     decoder only. With ``state_entry="encoder"`` x_t is concatenated at the input and everything runs at every step.
+
+    Raises ValueError for a configuration that no network can be built from.
     """
 
-    def __init__(
-        self, config: DenoiserConfig, guidance_width: int, timesteps: int, attention_cell: int, ops: Any = nn
-    ) -> None:
+    def __init__(self, config: DenoiserConfig, guidance_width: int, timesteps: int, attention_cell: int) -> None:
         super().__init__()
         self.config = config
         self.stride = config.unshuffle * 2 ** len(config.widths)
@@ -53,53 +53,54 @@ class DenoisingNetwork(nn.Module):
         def cell(level: int) -> int:
             return attention_cell // (config.unshuffle * 2**level)
 
-        self.time = TimeEmbedding(time_width, timesteps, ops)
-        self.intro = ops.Conv2d((7 if state_at_input else 4) * pixels, widths[0], 3, padding=1)
+        self.time = TimeEmbedding(time_width, timesteps)
+        self.intro = nn.Conv2d((7 if state_at_input else 4) * pixels, widths[0], 3, padding=1)
         if radii := config.deconvolution_radii:
             if state_at_input or not all(0 < radius <= MAX_DECONVOLUTION_RADIUS for radius in radii):
                 raise ValueError(
                     f"deconvolution_radii must be 0 to {MAX_DECONVOLUTION_RADIUS} pixels, with state_entry='decoder'"
                 )
-            self.deconvolution_intro = ops.Conv2d(len(radii) * pixels, widths[0], 1, bias=False)
+            self.kept_filters: Filters = {}
+            self.deconvolution_intro = nn.Conv2d(len(radii) * pixels, widths[0], 1, bias=False)
         self.encoders = nn.ModuleList(
             nn.Sequential(
                 *(
-                    RDDBlock(widths[level], cell(level), config.encoder_mixers[level], group, ops=ops)
+                    RDDBlock(widths[level], cell(level), config.encoder_mixers[level], group)
                     for _ in range(config.encoder_blocks[level])
                 )
             )
             for level in range(len(config.widths))
         )
-        self.downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs)
+        self.downs = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
         self.middle = nn.Sequential(
             *(
-                RDDBlock(widths[-1], cell(len(config.widths)), config.middle_mixer, group, ops=ops)
+                RDDBlock(widths[-1], cell(len(config.widths)), config.middle_mixer, group)
                 for _ in range(config.middle_blocks)
             )
         )
-        self.ups = nn.ModuleList(Upsample(coarse, fine, ops) for fine, coarse in pairs)
+        self.ups = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in pairs)
         self.decoders = nn.ModuleList(
             nn.ModuleList(
-                RDDBlock(
-                    widths[level], cell(level), config.decoder_mixers[level], group, time_width, guidance_width, ops
-                )
+                RDDBlock(widths[level], cell(level), config.decoder_mixers[level], group, time_width, guidance_width)
                 for _ in range(config.decoder_blocks[level])
             )
             for level in range(len(config.widths))
         )
-        self.outro = ops.Conv2d(widths[0], 3 * pixels, 3, padding=1)
+        self.outro = nn.Conv2d(widths[0], 3 * pixels, 3, padding=1)
         with torch.no_grad():
             self.outro.weight.mul_(0.1)
             self.outro.bias.zero_()
         if config.overlap:
             block = config.unshuffle
-            self.overlap = ops.ConvTranspose2d(widths[0], 3, 2 * block, stride=block, padding=block // 2, bias=False)
+            if block % 2:
+                raise ValueError(f"overlap=True needs an even unshuffle, not {block}: blocks overlap by half of one")
+            self.overlap = nn.ConvTranspose2d(widths[0], 3, 2 * block, stride=block, padding=block // 2, bias=False)
             with torch.no_grad():
                 self.overlap.weight.mul_(0.1)
         if not state_at_input:
-            self.state_intro = ops.Conv2d(3 * pixels, widths[0], 1)
-            self.state_downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs[:-1])
-            self.state_gates = nn.ModuleList(ops.Linear(time_width, width) for width in config.widths)
+            self.state_intro = nn.Conv2d(3 * pixels, widths[0], 1)
+            self.state_downs = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs[:-1])
+            self.state_gates = nn.ModuleList(nn.Linear(time_width, width) for width in config.widths)
 
     def encode_condition(
         self,
@@ -127,7 +128,8 @@ class DenoisingNetwork(nn.Module):
             return (x,)
         x = self.intro(x)
         if radii := self.config.deconvolution_radii:
-            bank = wiener_bank(surrounded(pre_deblurred) if surroundings is None else surroundings, radii)
+            surroundings = surrounded(pre_deblurred) if surroundings is None else surroundings
+            bank = wiener_bank(surroundings, radii, self.kept_filters)
             x = x + conv_unshuffled(self.deconvolution_intro, bank.to(x.dtype))
         return self._encode(x)
 

@@ -34,7 +34,7 @@ class GuidanceNetwork(nn.Module):
     gradients still flow through it to I_p.
     """
 
-    def __init__(self, config: GuidanceConfig, ops: Any = nn) -> None:
+    def __init__(self, config: GuidanceConfig) -> None:
         super().__init__()
         self.backbone = build_backbone(config)
         self.backbone.requires_grad_(False)
@@ -43,9 +43,9 @@ class GuidanceNetwork(nn.Module):
         self.reduction = config.reduction
         self.projections = nn.ModuleList(
             nn.Sequential(
-                ops.Conv2d(channels, config.width, 1),
+                nn.Conv2d(channels, config.width, 1),
                 nn.LeakyReLU(0.1),
-                ops.Conv2d(config.width, config.width, 1),
+                nn.Conv2d(config.width, config.width, 1),
                 nn.LeakyReLU(0.1),
             )
             for channels in self.backbone.feature_info.channels()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from torch import nn
 
-from ..config import RDDMConfig
+from ..config import MIN_ATTENTION_CELL, RDDMConfig
 from .defocus_estimator import DefocusEstimator
 from .denoiser import DenoisingNetwork
 from .guidance import GuidanceNetwork
@@ -23,23 +22,24 @@ class RDDM(nn.Module):
         residual_scale: unit-scale residual = residual_scale * (I - I_p), measured on training data.
         recommended_steps: sampling steps chosen by measurement for these weights.
 
-    `ops` makes our own layers (`torch.nn`, or a host's layers that cast on use); estimator and backbone are library
-    models and do without. Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the
-    networks' strides.
+    Nothing is downloaded. Raises ValueError where the attention cell is no multiple of the networks' strides, or
+    below MIN_ATTENTION_CELL.
     """
 
-    def __init__(self, config: RDDMConfig, ops: Any = nn) -> None:
+    def __init__(self, config: RDDMConfig) -> None:
         super().__init__()
         self.config = config
         self.estimator = DefocusEstimator(config.estimator)
-        self.pre_deblur = PreDeblurModule(config.pre_deblur, config.attention_cell, ops)
-        self.guidance = GuidanceNetwork(config.guidance, ops)
+        self.pre_deblur = PreDeblurModule(config.pre_deblur, config.attention_cell)
+        self.guidance = GuidanceNetwork(config.guidance)
         self.denoiser = DenoisingNetwork(
-            config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell, ops
+            config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell
         )
         self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride)
         if config.attention_cell % self.stride:
             raise ValueError(f"attention_cell {config.attention_cell} must be a multiple of the stride {self.stride}")
+        if config.attention_cell < MIN_ATTENTION_CELL:
+            raise ValueError(f"attention_cell {config.attention_cell} must be at least {MIN_ATTENTION_CELL}")
         self.stride = config.attention_cell
         self.residual_scale = 1.0
         self.recommended_steps = 1

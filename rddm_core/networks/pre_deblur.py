@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ class PreDeblurModule(nn.Module):
     small, so that I_p is close to I_b before training.
     """
 
-    def __init__(self, config: PreDeblurConfig, attention_cell: int, ops: Any = nn) -> None:
+    def __init__(self, config: PreDeblurConfig, attention_cell: int) -> None:
         super().__init__()
         self.unshuffle = config.unshuffle
         self.stride = config.unshuffle * 2 ** (len(config.widths) - 1)
@@ -27,17 +25,17 @@ class PreDeblurModule(nn.Module):
             cell = attention_cell // (config.unshuffle * 2**level)
             mixer, group = config.mixers[level], config.deformable_group_width
             return nn.Sequential(
-                *(RDDBlock(config.widths[level], cell, mixer, group, ops=ops) for _ in range(config.blocks[level]))
+                *(RDDBlock(config.widths[level], cell, mixer, group) for _ in range(config.blocks[level]))
             )
 
         outer, pairs = range(len(config.widths) - 1), list(zip(config.widths, config.widths[1:], strict=False))
-        self.intro = ops.Conv2d(4 * config.unshuffle**2, config.widths[0], 1)
+        self.intro = nn.Conv2d(4 * config.unshuffle**2, config.widths[0], 1)
         self.encoders = nn.ModuleList(blocks(level) for level in outer)
-        self.downs = nn.ModuleList(Downsample(fine, coarse, ops) for fine, coarse in pairs)
+        self.downs = nn.ModuleList(Downsample(fine, coarse) for fine, coarse in pairs)
         self.middle = blocks(len(config.widths) - 1)
-        self.ups = nn.ModuleList(Upsample(coarse, fine, ops) for fine, coarse in pairs)
+        self.ups = nn.ModuleList(Upsample(coarse, fine) for fine, coarse in pairs)
         self.decoders = nn.ModuleList(blocks(level) for level in outer)
-        self.outro = ops.Conv2d(config.widths[0], 3 * config.unshuffle**2, 3, padding=1)
+        self.outro = nn.Conv2d(config.widths[0], 3 * config.unshuffle**2, 3, padding=1)
         with torch.no_grad():
             self.outro.weight.mul_(0.1)
             self.outro.bias.zero_()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from rddm_core.config import DenoiserConfig
-from rddm_core.networks.deconvolution import CONTEXT, surrounded, wiener_bank
+from rddm_core.networks import deconvolution
+from rddm_core.networks.deconvolution import CONTEXT, KEPT_SIZES, Filters, surrounded, wiener_bank
 from rddm_core.networks.denoiser import DenoisingNetwork
 from rddm_core.optics import Aperture, aperture_kernel
 
@@ -69,6 +75,60 @@ def test_half_precision_and_autocast_keep_the_transform_in_fp32():
     with torch.autocast("cpu", torch.bfloat16):
         assert wiener_bank(image, RADII).dtype == torch.float32
     torch.testing.assert_close(wiener_bank(image.half(), RADII), wiener_bank(image.half().float(), RADII))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, tuple[int, int]]]:
+    """Radius and size of every filter that is made."""
+    made, make = [], deconvolution._inverse_filter
+
+    def watched(radius: float, size: tuple[int, int]) -> torch.Tensor:
+        made.append((radius, size))
+        return make(radius, size)
+
+    monkeypatch.setattr(deconvolution, "_inverse_filter", watched)
+    return made
+
+
+def test_filters_are_made_once_for_tiles_and_turned_ones(made: list[tuple[float, tuple[int, int]]]) -> None:
+    kept: Filters = {}
+    wide, high = texture(64, 100), texture(100, 64)
+    for picture in (wide, high, wide, high):
+        assert torch.equal(wiener_bank(surrounded(picture), RADII, kept), wiener_bank(surrounded(picture), RADII))
+    without = 4 * len(RADII)
+    assert len(made) - without == 2 * len(RADII)
+    wiener_bank(surrounded(texture(40, 40)), RADII, kept)
+    assert len(kept) == KEPT_SIZES
+    wiener_bank(surrounded(high), RADII[:1], kept)
+    assert made[-1][0] == RADII[0], "other radii are not taken for these"
+
+
+def test_filters_of_large_pictures_are_not_kept(
+    made: list[tuple[float, tuple[int, int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: Filters = {}
+    first = wiener_bank(surrounded(texture()), RADII, kept)
+    [filters] = kept.values()
+    monkeypatch.setattr(deconvolution, "KEPT_BYTES", sum(x.nbytes for x in filters) - 1)
+    kept.clear()
+    assert torch.equal(wiener_bank(surrounded(texture()), RADII, kept), first) and not kept
+    assert len(made) == 2 * len(RADII)
+
+
+def test_filters_go_with_their_network() -> None:
+    config = DenoiserConfig(widths=(8,) * 4, middle_width=8, decoder_mixers=("depthwise",) * 4, time_width=8)
+    config = replace(config, deconvolution_radii=RADII)
+    network = DenoisingNetwork(config, guidance_width=8, timesteps=10, attention_cell=64).eval()
+    guidance = tuple(torch.zeros(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
+    with torch.inference_mode():
+        network.encode_condition(torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), guidance)
+    [filters] = network.kept_filters.values()
+    assert len(filters) == len(RADII) and not any(x.is_inference() for x in filters), "training may use them next"
+    assert not any("filter" in name for name in copy.deepcopy(network).state_dict())
+    gone = [weakref.ref(x) for x in filters]
+    del network, filters
+    gc.collect()
+    assert all(x() is None for x in gone)
 
 
 @pytest.mark.parametrize("change", [{"deconvolution_radii": (0.0,)}, {"state_entry": "encoder"}])

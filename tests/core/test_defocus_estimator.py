@@ -59,11 +59,9 @@ def echo(tiny_config: RDDMConfig) -> tuple[DefocusEstimator, Echo]:
 def test_any_size(estimator: DefocusEstimator, size: tuple[int, int]) -> None:
     image = torch.rand(2, 3, *size)
     with torch.inference_mode():
-        logits, defocus_map = estimator(image), estimator.defocus_map(image)
+        logits = estimator(image)
     assert logits.shape == (2, 1, *size) and logits.dtype == torch.float32
     assert torch.isfinite(logits).all()
-    torch.testing.assert_close(defocus_map, logits.sigmoid())
-    assert 0 <= defocus_map.min() and defocus_map.max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rddm_core.networks.deformable import DeformableConv, deformable_aggregate
+from rddm_core.networks.precision import without_autocast
 
 
 def literal(value: Tensor, offset: Tensor, modulation: Tensor, size: int = 3) -> Tensor:
@@ -132,6 +133,16 @@ def test_autocast_does_not_reach_the_coordinates():
     with torch.autocast("cpu", torch.bfloat16):
         result = deformable_aggregate(value, offset, modulation)
     assert torch.equal(result, deformable_aggregate(value, offset, modulation))
+
+
+def test_devices_without_autocast_are_left_alone():
+    """As MPS before torch 2.5; the meta device knows none in any version."""
+    with pytest.raises(RuntimeError), torch.autocast("meta", enabled=False):
+        pass
+    with without_autocast(torch.device("meta")):
+        pass
+    with torch.autocast("cpu", torch.bfloat16), without_autocast(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from live_tensors import Peak
 
 from rddm_core import pipeline
 from rddm_core.config import RDDMConfig, lite, paper
@@ -26,31 +21,6 @@ from rddm_core.networks.model import RDDM
 from rddm_core.pipeline import DeblurSettings, deblur
 
 
-class Peak(TorchDispatchMode):
-    """The largest sum of bytes in tensors made while it is active, views of a network's parameters apart."""
-
-    def __init__(self, network: RDDM) -> None:
-        super().__init__()
-        # Kept, or another storage could get the address of one that is gone.
-        self.parameters = [p.untyped_storage() for p in network.parameters()]
-        self.alive = {storage._cdata: 0 for storage in self.parameters}
-        self.bytes = self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.alive:
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = storage.nbytes()
-                self.bytes += storage.nbytes()
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._freed, storage._cdata)
-        return result
-
-    def _freed(self, key: int) -> None:
-        self.bytes -= self.alive.pop(key, 0)
-
-
 @pytest.mark.parametrize(
     ("preset", "size"), [("lite", (192, 256)), ("tiny", (192, 256)), ("paper", (64, 64))]
 )  # dominated by the denoiser, the deconvolution bank, and deformable layers
@@ -58,7 +28,7 @@ def test_memory_is_asked_for_as_it_is_used(tiny_config: RDDMConfig, preset: str,
     config = {"lite": lite(), "tiny": tiny_config, "paper": paper()}[preset]
     networks = RDDM(config).eval().requires_grad_(False)
     image, defocus_map = torch.rand(1, 3, *size), torch.rand(1, 1, *size)
-    with Peak(networks) as peak:
+    with Peak(networks.parameters()) as peak:
         pipeline.estimate_defocus_map(networks, image)
         pipeline.pre_deblur(networks, image, defocus_map)
         pipeline.sample_residual(networks, image, defocus_map)
@@ -98,7 +68,7 @@ def peak_of_deblur(networks: RDDM, keep: bool = False, **settings: Any) -> int:
     """Of live tensors, the picture and its map included."""
     image = torch.rand(1, 3, 700, 900, generator=torch.Generator().manual_seed(0))
     given = torch.rand(1, 1, 700, 900, generator=torch.Generator().manual_seed(1))
-    with Peak(networks) as peak:
+    with Peak(networks.parameters()) as peak:
         chosen = DeblurSettings(working_size="full", **settings)
         deblur(networks, image, settings=chosen, defocus_map=given, keep_stages=keep)
     return peak.peak + image.nbytes + given.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from rddm_core.config import (
+    MIN_ATTENTION_CELL,
     DenoiserConfig,
     EstimatorConfig,
     GuidanceConfig,
@@ -25,6 +27,7 @@ from rddm_core.networks.blocks import ChannelAttention, LayerNorm2d, RDDBlock, s
 from rddm_core.networks.denoiser import DenoisingNetwork
 from rddm_core.networks.guidance import fitted
 from rddm_core.networks.model import RDDM
+from rddm_core.tiling import FEATHER, plan_tiles, plan_windows
 from rddm_core.training.losses import estimator_loss, joint_loss
 
 
@@ -243,19 +246,6 @@ def test_half_precision_stays_close(dtype):
         assert float((a - b).abs().max()) < 0.05
 
 
-def test_layers_come_from_the_ops_namespace():
-    class Conv(nn.Conv2d):
-        pass
-
-    class Ops:
-        Conv2d, ConvTranspose2d, Linear, LayerNorm = Conv, nn.ConvTranspose2d, nn.Linear, nn.LayerNorm
-
-    model = RDDM(small(lite()), ops=Ops)
-    for part in (model.pre_deblur, model.denoiser, model.guidance.projections):
-        convolutions = [m for m in part.modules() if isinstance(m, nn.Conv2d)]
-        assert convolutions and all(isinstance(m, Conv) for m in convolutions)
-
-
 def test_state_entry_encoder_runs_everything_per_step():
     config = replace(small(lite()).denoiser, state_entry="encoder", deconvolution_radii=())
     denoiser = DenoisingNetwork(config, 8, 1300, 64)
@@ -268,6 +258,34 @@ def test_state_entry_encoder_runs_everything_per_step():
 def test_an_attention_cell_off_the_strides_is_refused():
     with pytest.raises(ValueError, match="multiple of the stride 64"):
         RDDM(replace(small(lite()), attention_cell=96))
+
+
+def test_an_attention_cell_within_the_zone_of_tiles_is_refused():
+    """Tiles would cover more than their guidance."""
+    assert MIN_ATTENTION_CELL == FEATHER
+    config = replace(small(paper()), attention_cell=32)
+    with pytest.raises(ValueError, match="attention_cell 32 must be at least 64"):
+        RDDM(config)
+    for length in (96, 160, 700):
+        for cell in (MIN_ATTENTION_CELL, 96, 128):
+            tiles, windows = plan_tiles(length, length, 320, cell), plan_windows(length, length, 256, 64, cell)
+            assert tiles[-1].rows.stop == windows[-1].rows.stop
+    assert plan_tiles(96, 96, None, 32)[-1].rows.stop != plan_windows(96, 96, 256, 64, 32)[-1].rows.stop
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time_width": 15}, "time_width must be an even number from 2 on, not 15"),
+        ({"time_width": 0}, "time_width must be an even number from 2 on, not 0"),
+        ({"overlap": True, "unshuffle": 3}, "overlap=True needs an even unshuffle, not 3"),
+        ({"overlap": True, "unshuffle": 1}, "overlap=True needs an even unshuffle, not 1"),
+    ],
+)
+def test_denoisers_that_could_not_run_are_refused(changes, message):
+    config = replace(small(lite()).denoiser, **changes)
+    with pytest.raises(ValueError, match=message):
+        DenoisingNetwork(config, guidance_width=8, timesteps=10, attention_cell=config.unshuffle * 16)
 
 
 class TestConfig:
@@ -285,6 +303,9 @@ class TestConfig:
             (lambda c: c["denoiser"].update(widths=[1, True]), r"config.denoiser.widths\[1\]"),
             (lambda c: c["guidance"].update(backbone="vgg"), "config.guidance.backbone must be one of"),
             (lambda c: c.update(estimator=3), "config.estimator must be a mapping"),
+            (lambda c: c["diffusion"].update(beta_start=0), "diffusion.beta_start must be greater than 0"),
+            (lambda c: c["diffusion"].update(beta_end=1.0), "diffusion.beta_end must be .* less than 1, not 1.0"),
+            (lambda c: c["diffusion"].update(beta_end=math.nan), "diffusion.beta_end must be .*, not nan"),
         ],
     )
     def test_wrong_values_are_named(self, change, message):

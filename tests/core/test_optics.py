@@ -6,11 +6,15 @@ import math
 
 import pytest
 import torch
+from live_tensors import Peak
+from torch import Tensor
 
+from rddm_core.callbacks import Callbacks
 from rddm_core.optics import (
     Aperture,
     aperture_kernel,
     circle_of_confusion,
+    kernel_reach,
     linear_to_srgb,
     map_from_radius,
     radius_from_map,
@@ -33,6 +37,10 @@ class TestCircleOfConfusion:
     def test_sign_and_zero(self):
         radius = circle_of_confusion(torch.tensor([1.0, 2.0, 4.0]), 2.0, 0.02, 0.05)
         assert radius[0] < 0 and radius[1] == 0 and radius[2] > 0
+
+    def test_infinity_is_the_limit_of_far_things(self):
+        near, far = circle_of_confusion(torch.tensor([1e6, math.inf]), 2.0, 0.02, 0.05)
+        assert float(far) == pytest.approx(float(near), rel=1e-5) and far > near
 
     @pytest.mark.parametrize(("focus", "focal"), [(0.05, 0.05), (1.0, 0.0), (0.01, 0.05)])
     def test_impossible_lenses_are_refused(self, focus, focal):
@@ -74,6 +82,26 @@ def test_spots_keep_the_energy(aperture, radius):
     spot = aperture_kernel(radius, aperture, 25)
     assert float(spot.sum()) == pytest.approx(1, abs=1e-5)
     assert float(spot.min()) >= 0
+
+
+@pytest.mark.parametrize("blades", [0, 2, 3, 4, 5, 12])
+@pytest.mark.parametrize("radius", [0.3, 3.4, -32.0, 100.0])
+def test_a_kernel_of_their_reach_holds_all_of_a_spot(blades: int, radius: float) -> None:
+    for rotation in (0.0, 0.4, math.pi / 2):
+        aperture = Aperture(blades=blades, rotation=rotation)
+        reach = kernel_reach(radius, aperture)
+        spot, double = (aperture_kernel(radius, aperture, 2 * half + 1) for half in (reach, 2 * reach))
+        torch.testing.assert_close(torch.nn.functional.pad(spot, (reach,) * 4), double, atol=1e-7, rtol=1e-4)
+
+
+def test_corners_of_a_polygon_are_rendered() -> None:
+    """A point of light in a picture large enough for its spot."""
+    point, aperture = torch.zeros(3, 161, 161), Aperture(blades=3, rotation=math.pi / 2)
+    point[:, 80, 80] = 1
+    spot = aperture_kernel(32.0, aperture, 161)
+    rendered = srgb_to_linear(render_defocus(point, torch.full((161, 161), 32.0), aperture))[0]
+    torch.testing.assert_close(rendered, spot, atol=1e-5, rtol=0)
+    assert float(spot[: 80 - 34].sum() + spot[80 + 35 :].sum()) > 0.03
 
 
 @pytest.mark.parametrize("blades", [0, 5, 6, 8])
@@ -141,3 +169,63 @@ class TestRendering:
         assert float((fringed[0] - fringed[2]).abs().max()) > 0.02
         plain = render_defocus(picture, torch.full((31, 31), 4.0))
         assert torch.allclose(plain[0], plain[2], atol=1e-5)
+
+    @pytest.mark.parametrize("options", [{}, {"colour_fringe": -0.1}, {"highlight_gain": 6.0}])
+    @pytest.mark.parametrize("levels", [2, 7, 16])
+    def test_layers_one_by_one_give_what_all_at_once_give(self, options: dict[str, float], levels: int) -> None:
+        radius = torch.linspace(-5, 7, 56) + torch.linspace(0, 1, 48)[:, None]
+        aperture = Aperture(blades=7, rotation=0.3, rim=0.4, vignette=0.4, vignette_angle=0.5, softness=0.2)
+        rendered = render_defocus(self.picture, radius, aperture, levels=levels, **options)
+        expected = all_layers_at_once(self.picture, radius, aperture, levels, **options)
+        torch.testing.assert_close(rendered, expected, atol=1e-5, rtol=0)
+
+    def test_memory_does_not_grow_with_the_layers(self) -> None:
+        radius = torch.linspace(-6, 6, 56).expand(48, 56).contiguous()
+        peaks = []
+        for levels in (2, 16):
+            with Peak() as peak:
+                render_defocus(self.picture, radius, levels=levels)
+            peaks.append(peak.peak)
+        assert peaks[1] <= 1.02 * peaks[0]
+
+    def test_every_layer_is_reported_and_can_be_the_last(self) -> None:
+        seen: list[tuple[int, int]] = []
+
+        def stop() -> None:
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+
+        radius, watch = torch.linspace(-6, 6, 56).expand(48, 56), lambda *done: seen.append(done)
+        with pytest.raises(KeyboardInterrupt):
+            render_defocus(self.picture, radius, levels=5, callbacks=Callbacks(progress=watch, check_interrupt=stop))
+        assert seen == [(1, 5), (2, 5), (3, 5)]
+
+
+def all_layers_at_once(
+    image: Tensor,
+    radius: Tensor,
+    aperture: Aperture,
+    levels: int,
+    *,
+    colour_fringe: float = 0.0,
+    highlight_gain: float = 1.0,
+) -> Tensor:
+    """`render_defocus` by another way: direct convolutions of all layers."""
+    linear = srgb_to_linear(image)
+    linear = linear * (1 + (highlight_gain - 1) * ((linear.amin(0, keepdim=True) - 0.85) / 0.15).clamp(0, 1))
+    low, high = float(radius.min()), float(radius.max())
+    centres = torch.linspace(high, low, min(levels, math.ceil((high - low) / 0.75) + 1))
+    weights = (1 - (radius - centres[:, None, None]).abs() / (centres[0] - centres[1])).clamp(0, 1)
+    margin = kernel_reach(float(radius.abs().max()) * (1 + abs(colour_fringe)), aperture)
+    layers = torch.cat((linear[None] * weights[:, None], weights[:, None]), dim=1)
+    layers = torch.nn.functional.pad(layers, (margin,) * 4, mode="replicate")
+    result = torch.zeros(4, *radius.shape)
+    for centre, layer in zip(centres.tolist(), layers, strict=True):
+        scales = (1 + colour_fringe, 1.0, 1 - colour_fringe, 1.0)
+        spots = torch.stack([aperture_kernel(centre * scale, aperture, 2 * margin + 1) for scale in scales])
+        if abs(centre) < 0.25:
+            spots = torch.zeros_like(spots)
+            spots[:, margin, margin] = 1
+        blurred = torch.nn.functional.conv2d(layer[None], spots.flip(1, 2)[:, None], groups=4)[0]
+        result = blurred + (1 - blurred[3].clamp(0, 1)) * result
+    return linear_to_srgb((result[:3] / result[3]).clamp(0, 1))

@@ -93,9 +93,9 @@ class Oracle(nn.Module):
         self.first_maps: list[Tensor] = []
         self.guided = 0
 
-    def estimator(self, image: Tensor) -> Tensor:
+    def estimator(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         self.estimated.append(image)
-        return image.mean(dim=1, keepdim=True)
+        return F.interpolate(image.mean(dim=1, keepdim=True), size=size, mode="bilinear")
 
     def pre_deblur(self, image: Tensor, defocus_map: Tensor) -> Tensor:
         assert image.shape[-2] % self.stride == 0 and image.shape[-1] % self.stride == 0
@@ -114,6 +114,16 @@ def make_oracle() -> Any:
 
 
 # --- results
+
+
+def test_the_estimator_gets_a_picture_reduced_where_it_lies(model: RDDM) -> None:
+    """Its device may lack antialiasing, and a large picture need not go there. The map is the same, bit for bit."""
+    large, seen = picture(1, 3, 150, 211), []
+    with torch.inference_mode():
+        expected = torch.sigmoid(model.estimator(large))
+    with model.estimator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:])):
+        assert torch.equal(estimate_defocus_map(model, large), expected)
+    assert seen == [(45, 64)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (31, 32), (64, 64), (65, 37)])

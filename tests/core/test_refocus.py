@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rddm_core.callbacks import Callbacks
 from rddm_core.classical import WORKING_SIZE
 from rddm_core.optics import Aperture, map_from_radius, render_defocus
-from rddm_core.refocus import MAX_RADIUS, Lens, refocus
+from rddm_core.refocus import LEVELS, MAX_RADIUS, Lens, refocus
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,17 @@ def test_batch_equals_single_and_a_depth_of_another_size_is_resized(scene: Tenso
     for b in range(2):
         one, one_map = refocus(scene[b : b + 1], split((24, 32)), lens)
         assert torch.equal(both[b : b + 1], one) and torch.equal(maps[b : b + 1], one_map)
+
+
+def test_progress_and_interrupts_come_within_a_picture(scene: Tensor) -> None:
+    done: list[tuple[int, int]] = []
+    interrupts: list[int] = []
+    watch = Callbacks(
+        progress=lambda *update: done.append(update), check_interrupt=lambda: interrupts.append(len(done))
+    )
+    refocus(scene, split(), Lens(focus=1, radius=5), callbacks=watch)  # two layers a picture
+    assert done == [(n * LEVELS // 2, 2 * LEVELS) for n in (1, 2, 3, 4)]
+    assert interrupts == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -496,8 +496,8 @@ def test_pairs_are_trained_with_the_map_of_the_whole_photograph(tiny_config, col
 class FlatEstimator(torch.nn.Module):
     """Sees the same defocus everywhere, in pixels of what it is shown."""
 
-    def forward(self, image):
-        return torch.full_like(image[:, :1], math.log(0.4 / 0.6))
+    def forward(self, image, size=None):
+        return torch.full((len(image), 1, *(size or image.shape[-2:])), math.log(0.4 / 0.6))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
