@@ -42,6 +42,23 @@ export function fileUrl({ filename, subfolder, type }) {
 }
 
 /**
+ * What the node's last run sent, also after undo, loading and a change of the workflow, which make every node anew.
+ * @param {LGraphNode} node
+ * @returns {Record<string, any> | undefined}
+ */
+export function resultsOf(node) {
+  return app.nodeOutputs[locatorOf(node)];
+}
+
+/**
+ * The front end's name for the node within the workflow, under which it keeps results.
+ * @param {LGraphNode} node
+ */
+export function locatorOf(node) {
+  return node.graph && !node.graph.isRootGraph ? `${node.graph.id}:${node.id}` : String(node.id);
+}
+
+/**
  * Run `after` whenever the host calls a callback of a node, without replacing what others have put there.
  * @template {"onExecuted" | "onConfigure" | "onRemoved"} Name
  * @param {LGraphNode} node

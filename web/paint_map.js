@@ -5,7 +5,7 @@
  * node. Once the user has saved in the editor, what the map was connected to is connected to that node instead.
  */
 
-import { afterCallback, app } from "./host.js";
+import { app, resultsOf } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -23,12 +23,9 @@ const WATCH = 300;
 
 /** @param {LGraphNode} node */
 function addButton(node) {
-  /** @type {SavedFile | undefined} */
-  let paintable;
-  afterCallback(node, "onExecuted", (output) => {
-    paintable = output?.[RESULT]?.[0];
-  });
   const widget = node.addWidget("button", BUTTON, "", () => {
+    /** @type {SavedFile | undefined} */
+    const paintable = resultsOf(node)?.[RESULT]?.[0];
     if (paintable) void correct(node, paintable);
     else tell("Run the workflow once: the map must be estimated before it can be corrected.");
   });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,6 +81,48 @@ def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
     assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"
     assert page.page.evaluate(f"() => {NODES}.length") == 2
     assert not page.errors
+
+
+def remade_by_undo(front_end: FrontEnd) -> None:
+    front_end.page.evaluate("() => app.graph.nodes.find(({ type }) => type === 'MaskPreview').pos = [700, 120]")
+    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+    front_end.page.evaluate(f"() => {tracker}.captureCanvasState()")
+    front_end.page.evaluate(f"() => {tracker}.undo()")
+
+
+def remade_by_loading(front_end: FrontEnd) -> None:
+    saved, _ = front_end.graph()
+    front_end.load(saved)
+
+
+def remade_by_changing_the_workflow(front_end: FrontEnd) -> None:
+    leave = """async (empty) => {
+      window.left = { workflow: app.extensionManager.workflow.activeWorkflow, graph: app.graph.serialize() };
+      await app.loadGraphData(empty);
+    }"""
+    empty = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
+    front_end.page.evaluate(leave, empty)
+    front_end.pause(1000)  # the page's address follows
+    assert front_end.page.evaluate("() => !Object.keys(app.nodeOutputs).length")
+    front_end.page.evaluate("() => app.loadGraphData(left.graph, true, true, left.workflow)")
+    front_end.pause(1000)
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [remade_by_undo, remade_by_loading, remade_by_changing_the_workflow],
+    ids=lambda function: function.__name__.removeprefix("remade_by_"),
+)
+def test_a_node_made_anew_still_knows_its_map(
+    page: FrontEnd, mock_host: MockHost, happens: Callable[[FrontEnd], None]
+) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(f"() => {{ window.before = {NODES}.find((node) => node.type === 'RDDMDefocusMap'); }}")
+    happens(page)
+    assert page.page.evaluate(f"() => window.before && !{NODES}.includes(window.before)")
+    page.page.evaluate(PRESS)
+    page.page.locator("[role=dialog] button", has_text="Save").wait_for(timeout=20_000)
+    page.page.locator("[role=dialog] button", has_text="Cancel").click()
 
 
 def test_a_map_that_is_gone_is_said_so(page: FrontEnd, mock_host: MockHost) -> None:

@@ -140,3 +140,9 @@ def test_only_the_v3_entry_point(pack: SimpleNamespace) -> None:
     # The host looks at NODE_CLASS_MAPPINGS first and never at comfy_entrypoint then.
     assert not hasattr(pack.module, "NODE_CLASS_MAPPINGS")
     assert (ROOT / pack.module.WEB_DIRECTORY / "docs").is_dir()
+
+
+def test_what_the_pages_scripts_need_is_sent_again_when_nothing_runs(pack: SimpleNamespace) -> None:
+    """The host keeps quiet about a node whose result is still known, unless it is told otherwise."""
+    schemas = {name: node.define_schema() for name, node in pack.nodes.items()}
+    assert schemas["RDDMDefocusMap"].has_intermediate_output and schemas["RDDMCompare"].is_output_node
