@@ -6,7 +6,7 @@
  */
 
 /**
- * What survives saving, reloading and copying.
+ * What survives undo, loading and a reload of the page.
  * @typedef {object} CompareState
  * @property {number} position place of the divider, 0 to 1 across the visible part of the picture
  * @property {number} zoom screen pixels for a pixel of the picture; 0 = fit the whole picture
@@ -83,12 +83,16 @@ export class CompareView {
     this.stage.addEventListener("dblclick", () => this.change({ position: 0.5, x: 0.5, y: 0.5 }));
     this.element.addEventListener("keydown", (event) => this.handleKey(event));
     this.resizes = new ResizeObserver(() => this.layout());
-    this.resizes.observe(this.stage);
     this.layout();
   }
 
-  /** Stop watching; the element itself belongs to whoever placed it. */
-  dispose() {
+  /** Follow the element's size, until `stop`; the element itself belongs to whoever placed it. */
+  start() {
+    this.resizes.observe(this.stage);
+  }
+
+  /** No longer; `start` may follow. */
+  stop() {
     this.resizes.disconnect();
   }
 

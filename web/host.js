@@ -21,6 +21,13 @@ import { app as servedApp } from "../../scripts/app.js";
  * @typedef {{createNode(type: string, title?: string): LGraphNode | null}} NodeFactory
  */
 
+/**
+ * A graph inside a node, with the slots that lead out of it.
+ * @typedef {NonNullable<LGraphNode["graph"]> & {
+ *   outputs: {connect(slot: LGraphNode["outputs"][number], node: LGraphNode): unknown}[],
+ * }} Subgraph
+ */
+
 /** @type {ComfyApp} */
 export const app = servedApp;
 
@@ -60,7 +67,7 @@ export function locatorOf(node) {
 
 /**
  * Run `after` whenever the host calls a callback of a node, without replacing what others have put there.
- * @template {"onExecuted" | "onConfigure" | "onRemoved"} Name
+ * @template {"onAdded" | "onConfigure" | "onRemoved"} Name
  * @param {LGraphNode} node
  * @param {Name} name
  * @param {(argument: any) => void} after
