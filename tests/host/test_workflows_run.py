@@ -1,4 +1,4 @@
-"""Every example workflow and the blueprint on a real ComfyUI, as they are shipped."""
+"""Every example workflow runs on a real ComfyUI as it is shipped, and the blueprint is offered there."""
 
 from __future__ import annotations
 
