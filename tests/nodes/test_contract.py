@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,18 @@ def test_translations_are_complete(object_info: dict[str, Any], language: str) -
         assert text.strip() and text == text.strip(), key
         if key.endswith(("tooltip", "description")):
             assert any(ord(letter) > 0x3000 for letter in text), key
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_translations_name_inputs_as_they_are_shown(language: str) -> None:
+    """Whoever reads them never sees an input's id."""
+    translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    for node, texts in translated.items():
+        slots = [*texts["inputs"].values(), *texts["outputs"].values()]
+        ids = [key for key, slot in texts["inputs"].items() if slot["name"] != key]
+        for text in [texts["description"], *(slot["tooltip"] for slot in slots)]:
+            found = re.findall(r"[A-Za-z_][A-Za-z_/.-]*", text)
+            assert not set(found) & set(ids), (node, text)
 
 
 def test_english_texts_are_those_of_the_schema(object_info: dict[str, Any]) -> None:
