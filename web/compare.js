@@ -1,7 +1,7 @@
 /** The slider of RDDM Compare: the view of `compare_view.js` as a DOM widget on the node. */
 
 import { CompareView } from "./compare_view.js";
-import { afterCallback, app, fileUrl, locatorOf, resultsOf } from "./host.js";
+import { afterCallback, app, fileUrl, locatorOf, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -35,6 +35,7 @@ function addSlider(node) {
     onChange: (state) => remember(node, { view: state }),
     // The host scales the graph, and with it this widget.
     screenScale: () => app.canvas.ds.scale * window.devicePixelRatio,
+    text: texts(),
   });
   const widget = node.addDOMWidget("compare", "RDDM_COMPARE", view.element, {
     serialize: false,
@@ -73,8 +74,8 @@ function addSlider(node) {
 }
 
 /**
- * Show what the node's last run sent, unless it is shown already. Looked for and not waited for: after undo and a change
- * of the workflow the host puts results back without a word.
+ * Show what the node's last run sent, unless it is shown already. Looked for and not waited for: after undo and a
+ * change of the workflow the host puts results back without a word.
  * @param {LGraphNode} node
  * @param {CompareView} view
  */
@@ -105,7 +106,11 @@ function restore(node, view) {
  * @param {Remembered} changes
  */
 function remember(node, changes) {
-  sessionStorage.setItem(keyOf(node), JSON.stringify({ ...remembered(node), ...changes }));
+  try {
+    sessionStorage.setItem(keyOf(node), JSON.stringify({ ...remembered(node), ...changes }));
+  } catch {
+    // It is full: nothing depends on it.
+  }
 }
 
 /**

@@ -5,6 +5,8 @@ import { api as servedApi } from "../../scripts/api.js";
 // @ts-expect-error as above
 import { app as servedApp } from "../../scripts/app.js";
 
+import { textsIn } from "./texts.js";
+
 /** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyApp} ComfyApp */
 /** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyExtension} ComfyExtension */
 /**
@@ -33,6 +35,11 @@ export const app = servedApp;
 
 /** @type {import("@comfyorg/comfyui-frontend-types").ComfyApi} */
 export const api = servedApi;
+
+/** The texts of `texts.js` in the user's language. */
+export function texts() {
+  return textsIn(app.extensionManager.setting.get("Comfy.Locale"));
+}
 
 /**
  * A file that a node saved, as the server names it.

@@ -5,7 +5,7 @@
  * node. Once the user has saved in the editor, what the map was connected to is connected to that node instead.
  */
 
-import { afterCallback, app, resultsOf } from "./host.js";
+import { afterCallback, app, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -13,8 +13,8 @@ import { afterCallback, app, resultsOf } from "./host.js";
 const NODE = "RDDMDefocusMap";
 /** Key of the saved pictures in the node's results. */
 const RESULT = "rddm_paintable";
-const BUTTON = "correct by hand";
-const TITLE = "Corrected map";
+/** Of the button; what it says is in `texts.js`. */
+const WIDGET = "correct by hand";
 /** Key in the properties of the Load Image node: id of the node whose map it corrects. */
 const CORRECTS = "rddm_corrects";
 /** Output of Load Image that is its mask. */
@@ -29,10 +29,11 @@ const WATCH = 300;
 
 /** @param {LGraphNode} node */
 function addButton(node) {
-  const widget = node.addWidget("button", BUTTON, "", () => void correct(node));
+  const widget = node.addWidget("button", WIDGET, "", () => void correct(node));
   widget.serialize = false;
   widget.options.serialize = false;
-  widget.tooltip = "Open the estimated map in the mask editor. Saving there puts your version in its place.";
+  widget.label = texts()("correct");
+  widget.tooltip = texts()("correctTooltip");
   node.setSize([Math.max(node.size[0], node.computeSize()[0]), Math.max(node.size[1], node.computeSize()[1])]);
 }
 
@@ -41,17 +42,18 @@ function addButton(node) {
  * @param {LGraphNode} node
  */
 async function correct(node) {
+  const text = texts();
   const corrected = loaderOf(node);
   if (corrected) {
     app.canvas.centerOnNode(corrected); // out of sight it loads no picture
     if (await hasPicture(corrected)) await edit(node, corrected);
-    else tell(`The picture of the node "${corrected.title}" is no longer on the server. Delete it to begin anew.`);
+    else tell(text("correctedGone", corrected.title));
     return;
   }
   /** @type {SavedFile | undefined} */
   const paintable = resultsOf(node)?.[RESULT]?.[0];
   if (!paintable) {
-    tell("Run the workflow once: the map must be estimated before it can be corrected.");
+    tell(text("runFirst"));
     return;
   }
   const loader = addLoader(node, paintable);
@@ -60,7 +62,7 @@ async function correct(node) {
     await edit(node, loader, () => loader.graph?.remove(loader));
   } else {
     loader.graph?.remove(loader);
-    tell("The estimated map is no longer on the server. Run the workflow again.");
+    tell(text("estimateGone"));
   }
 }
 
@@ -81,7 +83,7 @@ function loaderOf(node) {
  */
 function addLoader(node, file) {
   const { LiteGraph } = /** @type {{LiteGraph: import("./host.js").NodeFactory}} */ (/** @type {unknown} */ (window));
-  const loader = LiteGraph.createNode("LoadImage", TITLE);
+  const loader = LiteGraph.createNode("LoadImage", texts()("correctedMap"));
   const image = loader && imageOf(loader);
   if (!loader || !image || !node.graph) return undefined;
   loader.pos = [node.pos[0], node.pos[1] + node.size[1] + 2 * GAP];
