@@ -60,10 +60,12 @@ lint: $(TEST_STAMP) ## ruff
 	$(RUN) -m ruff check .
 
 # Under a package name, as the host has it: relative imports climb out of nodes/, and a folder's name may hold a dash.
-typecheck: $(TEST_STAMP) ## mypy
+typecheck: $(TEST_STAMP) ## mypy; the scripts of web/ too where npm is installed
 	@mkdir -p $(VENV)/typecheck && ln -sfn "$(CURDIR)" $(VENV)/typecheck/rddm_pack
 	cd $(VENV)/typecheck && MYPYPATH=. $(abspath $(RUN)) -m mypy --config-file "$(CURDIR)/pyproject.toml" \
 		--cache-dir "$(CURDIR)/.mypy_cache" -p rddm_pack.rddm_core -p rddm_pack.nodes
+	@if command -v npm >/dev/null; then npm ci --no-audit --no-fund && npm run typecheck; \
+		else echo "npm is not installed: the scripts in web/ are not checked"; fi
 
 check: lint typecheck test ## all three
 

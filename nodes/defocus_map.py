@@ -24,6 +24,8 @@ class RDDMDefocusMap(io.ComfyNode):
             category=CATEGORY,
             description="Estimates where a photograph is out of focus. The map is a mask: edit it with any mask node.",
             search_aliases=["blur map", "focus mask", "defocus", "out of focus", "depth of field", "bokeh"],
+            # The button's picture is sent again when the map itself is still known and nothing runs.
+            has_intermediate_output=True,
             inputs=[
                 RDDMModel.Input("model", tooltip="From Load RDDM Model."),
                 io.Image.Input("image", tooltip="The blurred photograph, or a batch of them."),

@@ -25,9 +25,16 @@ def picture(image: Tensor, name: str, *, bounded: bool = True) -> tuple[Tensor, 
 
 
 def mask(values: Tensor, name: str, batch: int) -> Tensor:
-    """MASK -> [B or 1, 1, h, w] float32 in 0..1, for a batch of pictures. Raises ValueError as `picture` does."""
+    """MASK -> [B or 1, 1, h, w] float32 in 0..1, for a batch of pictures. Raises ValueError as `picture` does.
+
+    Some nodes send masks with a channel of their own: [B, 1, h, w], or [B, h, w, 1] as pictures have it.
+    """
     if not isinstance(values, Tensor) or values.ndim not in (2, 3, 4) or values.numel() == 0:
         raise ValueError(f"{name} must be masks, not {_describe(values)}")
+    if values.ndim == 4 and values.shape[1] != 1:
+        if values.shape[-1] != 1:
+            raise ValueError(f"{name} must be masks of one channel, not {_describe(values)}")
+        values = values[..., 0]
     _check_finite(values, name, whole_numbers=True)
     planes = values.float().reshape(-1, 1, *values.shape[-2:]).clamp(0, 1)
     check_batch(planes, name, batch, allow_one=True)

@@ -1,29 +1,41 @@
-/** The slider of RDDM Compare: the view of `compare_view.js` as a DOM widget, its state in the node's properties. */
+/** The slider of RDDM Compare: the view of `compare_view.js` as a DOM widget on the node. */
 
 import { CompareView } from "./compare_view.js";
-import { afterCallback, app, fileUrl } from "./host.js";
+import { afterCallback, app, fileUrl, locatorOf, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
 
 const NODE = "RDDMCompare";
-/** Key in the node's properties, which the host saves with the workflow and copies with the node. */
+/** Key in the node's properties, where earlier releases kept all this. */
 const PROPERTY = "rddm_compare";
 const SIZE = /** @type {const} */ ([420, 460]);
 
 /**
- * @typedef {object} SavedCompare
+ * What is known of a node as long as the browser's tab is open, and no part of the workflow: there, every move of the
+ * slider would be an edit, with a step of undo of its own and a prompt where one is queued on every change.
+ * @typedef {object} Remembered
  * @property {SavedFile[]} [before] previews in the server's temporary folder
  * @property {SavedFile[]} [after]
  * @property {Partial<import("./compare_view.js").CompareState>} [view]
  */
 
+/** Keys of the nodes that have run since the page was loaded. */
+const ran = new Set();
+
+/**
+ * The results that a view shows.
+ * @type {WeakMap<CompareView, {before: SavedFile[], after: SavedFile[]}>}
+ */
+const shown = new WeakMap();
+
 /** @param {LGraphNode} node */
 function addSlider(node) {
   const view = new CompareView({
-    onChange: (state) => save(node, { view: state }),
+    onChange: (state) => remember(node, { view: state }),
     // The host scales the graph, and with it this widget.
     screenScale: () => app.canvas.ds.scale * window.devicePixelRatio,
+    text: texts(),
   });
   const widget = node.addDOMWidget("compare", "RDDM_COMPARE", view.element, {
     serialize: false,
@@ -41,37 +53,39 @@ function addSlider(node) {
     },
     { passive: false },
   );
-  let frame = requestAnimationFrame(function watch() {
-    view.refresh();
-    frame = requestAnimationFrame(watch);
+  // Copying makes a node that never comes into a graph, and so never leaves one: nothing may run for it.
+  let frame = 0;
+  afterCallback(node, "onAdded", () => {
+    view.start();
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(function watch() {
+      showResults(node, view);
+      view.refresh();
+      frame = requestAnimationFrame(watch);
+    });
   });
   afterCallback(node, "onRemoved", () => {
     cancelAnimationFrame(frame);
-    view.dispose();
+    view.stop();
   });
-  afterCallback(node, "onConfigure", () => restore(node, view));
-  afterCallback(node, "onExecuted", (output) => {
-    const [before, after] = [output?.rddm_before ?? [], output?.rddm_after ?? []];
-    for (const file of [...before, ...after]) sessionStorage.setItem(sessionKey(file), "");
-    save(node, { before, after });
-    show(view, before, after);
+  afterCallback(node, "onConfigure", () => {
+    if (node.graph) restore(node, view);
   });
 }
 
 /**
+ * Show what the node's last run sent, unless it is shown already. Looked for and not waited for: after undo and a
+ * change of the workflow the host puts results back without a word.
  * @param {LGraphNode} node
- * @param {SavedCompare} changes
+ * @param {CompareView} view
  */
-function save(node, changes) {
-  node.properties[PROPERTY] = { ...saved(node), ...changes };
-}
-
-/**
- * @param {LGraphNode} node
- * @returns {SavedCompare}
- */
-function saved(node) {
-  return /** @type {SavedCompare} */ (node.properties[PROPERTY] ?? {});
+function showResults(node, view) {
+  const { rddm_before: before, rddm_after: after } = resultsOf(node) ?? {};
+  if (!before || !after || (before === shown.get(view)?.before && after === shown.get(view)?.after)) return;
+  shown.set(view, { before, after });
+  ran.add(keyOf(node));
+  remember(node, { before, after });
+  show(view, before, after);
 }
 
 /**
@@ -80,11 +94,36 @@ function saved(node) {
  * @param {CompareView} view
  */
 function restore(node, view) {
-  const { before = [], after = [], view: state = {} } = saved(node);
-  view.setState(state);
-  // Temporary files of another day or another machine are gone: only those seen in this session are asked for.
-  const known = [...before, ...after].every((file) => sessionStorage.getItem(sessionKey(file)) !== null);
-  if (known) show(view, before, after);
+  const { before = [], after = [], view: state } = remembered(node);
+  const saved = /** @type {Remembered | undefined} */ (node.properties[PROPERTY]);
+  view.setState(state ?? saved?.view ?? {});
+  // The host forgets results when the page is loaded again. Otherwise it knows better than what is remembered here.
+  if (!ran.has(keyOf(node))) show(view, before, after);
+}
+
+/**
+ * @param {LGraphNode} node
+ * @param {Remembered} changes
+ */
+function remember(node, changes) {
+  try {
+    sessionStorage.setItem(keyOf(node), JSON.stringify({ ...remembered(node), ...changes }));
+  } catch {
+    // It is full: nothing depends on it.
+  }
+}
+
+/**
+ * @param {LGraphNode} node
+ * @returns {Remembered}
+ */
+function remembered(node) {
+  return JSON.parse(sessionStorage.getItem(keyOf(node)) ?? "{}");
+}
+
+/** @param {LGraphNode} node */
+function keyOf(node) {
+  return `rddm.compare/${node.graph?.rootGraph.id}/${locatorOf(node)}`;
 }
 
 /**
@@ -94,11 +133,6 @@ function restore(node, view) {
  */
 function show(view, before, after) {
   view.setPictures(before.map(fileUrl), after.map(fileUrl));
-}
-
-/** @param {SavedFile} file */
-function sessionKey({ filename, subfolder }) {
-  return `rddm.compare/${subfolder}/${filename}`;
 }
 
 app.registerExtension({

@@ -6,7 +6,7 @@
  */
 
 /**
- * What survives saving, reloading and copying.
+ * What survives undo, loading and a reload of the page.
  * @typedef {object} CompareState
  * @property {number} position place of the divider, 0 to 1 across the visible part of the picture
  * @property {number} zoom screen pixels for a pixel of the picture; 0 = fit the whole picture
@@ -19,26 +19,26 @@
 /** @type {Readonly<CompareState>} */
 export const INITIAL_STATE = Object.freeze({ position: 0.5, zoom: 0, x: 0.5, y: 0.5, index: 0, difference: false });
 
-const ZOOMS = [
-  { zoom: 0, text: "Fit", title: "Show the whole picture (0)" },
-  { zoom: 1, text: "100 %", title: "One pixel of the picture on one of the screen (1)" },
-  { zoom: 2, text: "200 %", title: "One pixel of the picture on two by two of the screen (2)" },
-];
+const ZOOMS = /** @type {const} */ ([
+  { zoom: 0, title: "fitTitle" },
+  { zoom: 1, title: "fullTitle" },
+  { zoom: 2, title: "doubleTitle" },
+]);
 /** Brightens the difference, which is faint; `compare.css` has the same factor. */
 const DIFFERENCE_GAIN = 4;
 /** Pixels around the divider that still grab it. */
 const GRAB = 16;
 const STEP = 0.02;
-const EMPTY = "Run the workflow to compare the two pictures.";
-const MISSING = "These pictures are no longer on the server. Run the workflow again.";
 
 export class CompareView {
   /**
    * @param {object} options
    * @param {(state: CompareState) => void} options.onChange called after every change by the user
    * @param {() => number} options.screenScale screen pixels for a CSS pixel of this element
+   * @param {ReturnType<typeof import("./texts.js").textsIn>} options.text what it says, by key
    */
-  constructor({ onChange, screenScale }) {
+  constructor({ onChange, screenScale, text }) {
+    this.text = text;
     this.onChange = onChange;
     this.screenScale = screenScale;
     /** @type {CompareState} */
@@ -52,24 +52,28 @@ export class CompareView {
     this.after = picture("after");
     this.frame = element("div", "rddm-compare-frame", this.before, this.after);
     this.divider = element("div", "rddm-compare-divider", element("div", "rddm-compare-handle"));
-    this.captions = [caption("before"), caption("after"), caption(`difference × ${DIFFERENCE_GAIN}`)];
+    this.captions = [caption(text("before")), caption(text("after")), caption(text("gain", DIFFERENCE_GAIN))];
     this.message = element("p", "rddm-compare-message");
     this.stage = element("div", "rddm-compare-stage", this.frame, this.divider, ...this.captions, this.message);
     this.stage.tabIndex = 0;
 
-    this.previous = button("‹", "Previous pair (Page Up)", () => this.show(this.state.index - 1));
-    this.next = button("›", "Next pair (Page Down)", () => this.show(this.state.index + 1));
+    this.previous = button("‹", text("previous"), () => this.show(this.state.index - 1));
+    this.next = button("›", text("next"), () => this.show(this.state.index + 1));
     this.counter = element("span", "rddm-compare-counter");
     this.counter.setAttribute("aria-live", "polite");
     this.batch = element("div", "rddm-compare-group", this.previous, this.counter, this.next);
-    this.zooms = ZOOMS.map(({ zoom, text, title }) => button(text, title, () => this.zoomTo(zoom)));
+    this.zooms = ZOOMS.map(({ zoom, title }) =>
+      button(zoom ? `${100 * zoom} %` : text("fit"), text(title), () => this.zoomTo(zoom)),
+    );
     const zoomGroup = element("div", "rddm-compare-group", ...this.zooms);
     zoomGroup.setAttribute("role", "group");
-    zoomGroup.setAttribute("aria-label", "Zoom");
-    this.differ = button("Difference", "Show what changed (D)", () => this.change({ difference: !this.state.difference }));
+    zoomGroup.setAttribute("aria-label", text("zoom"));
+    this.differ = button(text("difference"), text("differenceTitle"), () => {
+      this.change({ difference: !this.state.difference });
+    });
     this.bar = element("div", "rddm-compare-bar", this.batch, zoomGroup, this.differ);
     this.bar.setAttribute("role", "toolbar");
-    this.bar.setAttribute("aria-label", "View");
+    this.bar.setAttribute("aria-label", text("view"));
     this.element = element("div", "rddm-compare", this.stage, this.bar);
 
     for (const image of [this.before, this.after]) {
@@ -83,12 +87,16 @@ export class CompareView {
     this.stage.addEventListener("dblclick", () => this.change({ position: 0.5, x: 0.5, y: 0.5 }));
     this.element.addEventListener("keydown", (event) => this.handleKey(event));
     this.resizes = new ResizeObserver(() => this.layout());
-    this.resizes.observe(this.stage);
     this.layout();
   }
 
-  /** Stop watching; the element itself belongs to whoever placed it. */
-  dispose() {
+  /** Follow the element's size, until `stop`; the element itself belongs to whoever placed it. */
+  start() {
+    this.resizes.observe(this.stage);
+  }
+
+  /** No longer; `start` may follow. */
+  stop() {
     this.resizes.disconnect();
   }
 
@@ -168,7 +176,7 @@ export class CompareView {
     this.element.classList.toggle("rddm-compare-difference", difference);
     this.element.classList.toggle("rddm-compare-zoomed", zoom > 0);
     this.element.classList.toggle("rddm-compare-pixels", zoom >= 2);
-    this.message.textContent = this.missing ? MISSING : EMPTY;
+    this.message.textContent = this.text(this.missing ? "missing" : "empty");
     this.batch.hidden = this.count < 2;
     this.counter.textContent = `${index + 1} / ${this.count}`;
     this.previous.disabled = index === 0;
@@ -217,12 +225,14 @@ export class CompareView {
     const percent = Math.round(position * 100);
     setAttributes(this.stage, {
       role: "slider",
-      "aria-label": "Before and after",
+      "aria-label": this.text("slider"),
       "aria-orientation": "horizontal",
       "aria-valuemin": "0",
       "aria-valuemax": "100",
       "aria-valuenow": String(percent),
-      "aria-valuetext": difference ? "difference of the two pictures" : `${percent} % before, ${100 - percent} % after`,
+      "aria-valuetext": difference
+        ? this.text("differenceValue")
+        : this.text("sliderValue", percent, 100 - percent),
       "aria-disabled": String(this.count === 0),
     });
   }

@@ -5,6 +5,8 @@ import { api as servedApi } from "../../scripts/api.js";
 // @ts-expect-error as above
 import { app as servedApp } from "../../scripts/app.js";
 
+import { textsIn } from "./texts.js";
+
 /** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyApp} ComfyApp */
 /** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyExtension} ComfyExtension */
 /**
@@ -21,11 +23,23 @@ import { app as servedApp } from "../../scripts/app.js";
  * @typedef {{createNode(type: string, title?: string): LGraphNode | null}} NodeFactory
  */
 
+/**
+ * A graph inside a node, with the slots that lead out of it.
+ * @typedef {NonNullable<LGraphNode["graph"]> & {
+ *   outputs: {connect(slot: LGraphNode["outputs"][number], node: LGraphNode): unknown}[],
+ * }} Subgraph
+ */
+
 /** @type {ComfyApp} */
 export const app = servedApp;
 
 /** @type {import("@comfyorg/comfyui-frontend-types").ComfyApi} */
 export const api = servedApi;
+
+/** The texts of `texts.js` in the user's language. */
+export function texts() {
+  return textsIn(app.extensionManager.setting.get("Comfy.Locale"));
+}
 
 /**
  * A file that a node saved, as the server names it.
@@ -42,8 +56,25 @@ export function fileUrl({ filename, subfolder, type }) {
 }
 
 /**
+ * What the node's last run sent, also after undo, loading and a change of the workflow, which make every node anew.
+ * @param {LGraphNode} node
+ * @returns {Record<string, any> | undefined}
+ */
+export function resultsOf(node) {
+  return app.nodeOutputs[locatorOf(node)];
+}
+
+/**
+ * The front end's name for the node within the workflow, under which it keeps results.
+ * @param {LGraphNode} node
+ */
+export function locatorOf(node) {
+  return node.graph && !node.graph.isRootGraph ? `${node.graph.id}:${node.id}` : String(node.id);
+}
+
+/**
  * Run `after` whenever the host calls a callback of a node, without replacing what others have put there.
- * @template {"onExecuted" | "onConfigure" | "onRemoved"} Name
+ * @template {"onAdded" | "onConfigure" | "onRemoved"} Name
  * @param {LGraphNode} node
  * @param {Name} name
  * @param {(argument: any) => void} after

@@ -5,7 +5,7 @@
  * node. Once the user has saved in the editor, what the map was connected to is connected to that node instead.
  */
 
-import { afterCallback, app } from "./host.js";
+import { afterCallback, app, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -13,44 +13,67 @@ import { afterCallback, app } from "./host.js";
 const NODE = "RDDMDefocusMap";
 /** Key of the saved pictures in the node's results. */
 const RESULT = "rddm_paintable";
-const BUTTON = "correct by hand";
-const TITLE = "Corrected map";
+/** Of the button; what it says is in `texts.js`. */
+const WIDGET = "correct by hand";
+/** Key in the properties of the Load Image node: id of the node whose map it corrects. */
+const CORRECTS = "rddm_corrects";
 /** Output of Load Image that is its mask. */
 const MASK_SLOT = 1;
+/** What a link inside a subgraph has as its target if it leads out of it. */
+const OUTSIDE = "-20";
 const GAP = 40;
-/** Milliseconds between two looks at whether the editor has saved. */
+/** The mask editor in the page. */
+const EDITOR = ".maskEditor-dialog-root";
+/** Milliseconds between two looks at whether the editor has saved or gone. */
 const WATCH = 300;
 
 /** @param {LGraphNode} node */
 function addButton(node) {
-  /** @type {SavedFile | undefined} */
-  let paintable;
-  afterCallback(node, "onExecuted", (output) => {
-    paintable = output?.[RESULT]?.[0];
-  });
-  const widget = node.addWidget("button", BUTTON, "", () => {
-    if (paintable) void correct(node, paintable);
-    else tell("Run the workflow once: the map must be estimated before it can be corrected.");
-  });
+  const widget = node.addWidget("button", WIDGET, "", () => void correct(node));
   widget.serialize = false;
   widget.options.serialize = false;
-  widget.tooltip = "Open the estimated map in the mask editor. Saving there puts your version in its place.";
+  widget.label = texts()("correct");
+  widget.tooltip = texts()("correctTooltip");
   node.setSize([Math.max(node.size[0], node.computeSize()[0]), Math.max(node.size[1], node.computeSize()[1])]);
 }
 
 /**
+ * Open the mask editor: with what was corrected before, otherwise with the estimated map.
  * @param {LGraphNode} node
- * @param {SavedFile} file
  */
-async function correct(node, file) {
-  const loader = addLoader(node, file);
-  if (!loader || !(await hasPicture(loader))) {
-    if (loader) node.graph?.remove(loader);
-    tell("The estimated map is no longer on the server. Run the workflow again.");
+async function correct(node) {
+  const text = texts();
+  const corrected = loaderOf(node);
+  if (corrected) {
+    app.canvas.centerOnNode(corrected); // out of sight it loads no picture
+    if (await hasPicture(corrected)) await edit(node, corrected);
+    else tell(text("correctedGone", corrected.title));
     return;
   }
-  app.canvas.selectNode(loader);
-  await app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
+  /** @type {SavedFile | undefined} */
+  const paintable = resultsOf(node)?.[RESULT]?.[0];
+  if (!paintable) {
+    tell(text("runFirst"));
+    return;
+  }
+  const loader = addLoader(node, paintable);
+  if (!loader) return;
+  if (await hasPicture(loader)) {
+    await edit(node, loader, () => loader.graph?.remove(loader));
+  } else {
+    loader.graph?.remove(loader);
+    tell(text("estimateGone"));
+  }
+}
+
+/**
+ * The Load Image node that was made for the map of `node`, if it is still there.
+ * @param {LGraphNode} node
+ */
+function loaderOf(node) {
+  // Not remembered by `node`, whose copies correct maps of their own.
+  const found = node.graph?.nodes.find(({ properties }) => String(properties[CORRECTS]) === String(node.id));
+  return /** @type {LGraphNode | undefined} */ (found);
 }
 
 /**
@@ -60,21 +83,48 @@ async function correct(node, file) {
  */
 function addLoader(node, file) {
   const { LiteGraph } = /** @type {{LiteGraph: import("./host.js").NodeFactory}} */ (/** @type {unknown} */ (window));
-  const loader = LiteGraph.createNode("LoadImage", TITLE);
-  const image = loader?.widgets?.find(({ name }) => name === "image");
+  const loader = LiteGraph.createNode("LoadImage", texts()("correctedMap"));
+  const image = loader && imageOf(loader);
   if (!loader || !image || !node.graph) return undefined;
   loader.pos = [node.pos[0], node.pos[1] + node.size[1] + 2 * GAP];
+  loader.properties[CORRECTS] = node.id;
   node.graph.add(loader);
   const estimated = `${file.subfolder ? `${file.subfolder}/` : ""}${file.filename} [${file.type}]`;
   image.value = estimated;
   image.callback?.(estimated);
-  // The mask editor calls nothing when it saves: it only sets the value. From then on the painted map counts.
-  const timer = setInterval(() => {
-    if (loader.graph && image.value === estimated) return;
-    clearInterval(timer);
-    if (loader.graph) moveLinks(node, loader);
-  }, WATCH);
   return loader;
+}
+
+/**
+ * The widget that holds the name of the picture.
+ * @param {LGraphNode} loader
+ */
+function imageOf(loader) {
+  return loader.widgets?.find(({ name }) => name === "image");
+}
+
+/**
+ * Open the mask editor with the picture of `loader`. Once it has saved, the painted map counts.
+ * @param {LGraphNode} node
+ * @param {LGraphNode} loader
+ * @param {() => void} [cancelled] called when the editor closes without having saved
+ */
+async function edit(node, loader, cancelled) {
+  const before = imageOf(loader)?.value;
+  let opened = false;
+  // The mask editor calls nothing: it sets the value when it saves, and goes away.
+  const timer = setInterval(() => {
+    const isOpen = document.querySelector(EDITOR) !== null;
+    const isSaved = imageOf(loader)?.value !== before;
+    if (isSaved || (opened && !isOpen)) clearInterval(timer);
+    if (isSaved) moveLinks(node, loader);
+    else if (opened && !isOpen) cancelled?.();
+    opened ||= isOpen;
+  }, WATCH);
+  // Called too when the whole graph goes, which leaves `loader.graph` as it was.
+  afterCallback(loader, "onRemoved", () => clearInterval(timer));
+  app.canvas.selectNode(loader);
+  await app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
 }
 
 /**
@@ -83,11 +133,18 @@ function addLoader(node, file) {
  * @param {LGraphNode} loader
  */
 function moveLinks(node, loader) {
+  const { graph } = node;
   const slot = node.outputs.findIndex(({ type }) => type === "MASK");
   for (const id of [...(node.outputs[slot]?.links ?? [])]) {
-    const link = node.graph?.getLink(id);
-    const target = link && node.graph?.getNodeById(link.target_id);
-    if (link && target) loader.connect(MASK_SLOT, target, link.target_slot);
+    const link = graph?.getLink(id);
+    if (!graph || !link) continue;
+    if (String(link.target_id) === OUTSIDE) {
+      const { outputs } = /** @type {import("./host.js").Subgraph} */ (graph);
+      outputs[link.target_slot].connect(loader.outputs[MASK_SLOT], loader);
+      continue;
+    }
+    const target = graph.getNodeById(link.target_id);
+    if (target) loader.connect(MASK_SLOT, target, link.target_slot);
   }
 }
 

@@ -18,7 +18,10 @@ SIZE = (300, 200)
 RED, BLUE, GREEN, GREY = (200, 20, 20), (20, 20, 200), (20, 180, 20), (100, 100, 100)
 BEFORE, AFTER = [RED, GREY], [BLUE, GREEN]
 NODE = "app.graph.nodes.find((node) => node.type === 'RDDMCompare')"
-STATE = f"({NODE}.properties.rddm_compare?.view ?? {{}})"
+KEPT = f"JSON.parse(sessionStorage.getItem(`rddm.compare/${{app.rootGraph.id}}/${{{NODE}.id}}`))"
+FORGET = "() => { app.nodeOutputs = {}; }"
+"""Results: the front end keeps them by the node's id when another workflow takes the place of the open one."""
+TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 READY = "[...document.querySelectorAll('.rddm-compare-ready img')].every((image) => image.complete)"
 
 
@@ -40,6 +43,7 @@ def names(mock_host: MockHost) -> dict[str, list[dict[str, str]]]:
 def compare(front_end: FrontEnd, mock_host: MockHost, names: dict[str, Any]) -> FrontEnd:
     """A page in which RDDM Compare has run."""
     front_end.errors.clear()
+    front_end.page.evaluate(FORGET)
     front_end.load(workflow())
     mock_host.results = {"1": names}
     front_end.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; }")
@@ -90,8 +94,8 @@ def drag(front_end: FrontEnd, start: tuple[float, float], end: tuple[float, floa
 
 
 def state(front_end: FrontEnd) -> dict[str, Any]:
-    """What is kept in the node's properties."""
-    found = front_end.page.evaluate(f"() => {STATE}")
+    """What is kept of the view."""
+    found = front_end.page.evaluate(f"() => {KEPT}.view ?? {{}}")
     assert isinstance(found, dict)
     return found
 
@@ -199,22 +203,15 @@ def survives_reloading_the_page(front_end: FrontEnd) -> None:
     front_end.load(saved)
 
 
-def survives_copying(front_end: FrontEnd) -> None:
-    front_end.page.evaluate(
-        f"""() => {{
-          const original = {NODE};
-          app.canvas.selectNode(original);
-          app.canvas.copyToClipboard();
-          app.canvas.pasteFromClipboard();
-          app.graph.remove(original);
-          {NODE}.pos = [300, 120];  // it is pasted where the mouse is
-        }}"""
-    )
+def survives_undo(front_end: FrontEnd) -> None:
+    front_end.page.evaluate(f"() => {{ {NODE}.title = 'edited'; {TRACKER}.captureCanvasState(); }}")
+    front_end.page.evaluate(f"() => {TRACKER}.undo()")
+    assert front_end.page.evaluate(f"() => {NODE}.title") != "edited"
 
 
 @pytest.mark.parametrize(
     "happens",
-    [survives_resize, survives_collapsing, survives_reloading, survives_reloading_the_page, survives_copying],
+    [survives_resize, survives_collapsing, survives_reloading, survives_reloading_the_page, survives_undo],
     ids=lambda function: function.__name__.removeprefix("survives_"),
 )
 def test_survives(compare: FrontEnd, happens: Callable[[FrontEnd], None]) -> None:
@@ -232,10 +229,58 @@ def test_survives(compare: FrontEnd, happens: Callable[[FrontEnd], None]) -> Non
     assert not compare.errors
 
 
+def test_a_copy_starts_afresh_and_leaves_nothing_running(compare: FrontEnd) -> None:
+    """The host clones a node to copy it, and that clone comes into no graph."""
+    compare.page.evaluate(
+        """() => {
+          const [frame, observe] = [window.requestAnimationFrame, ResizeObserver.prototype.observe];
+          window.steps = new Set();  // of the loops that asked for another frame
+          window.requestAnimationFrame = (step) => { if (step.name === "watch") steps.add(step); return frame(step); };
+          window.observed = 0;
+          ResizeObserver.prototype.observe = function (element, ...rest) {
+            observed += element.classList.contains("rddm-compare-stage");
+            return observe.call(this, element, ...rest);
+          };
+        }"""
+    )
+
+    def running() -> list[int]:
+        """Loops now, and observers since the last look."""
+        compare.page.evaluate("() => steps.clear()")
+        compare.pause(300)
+        found = compare.page.evaluate("() => [steps.size, observed]")
+        compare.page.evaluate("() => { observed = 0; }")
+        assert isinstance(found, list)
+        return found
+
+    assert running() == [1, 0]
+    sources = compare.page.evaluate(
+        f"""() => {{
+          window.original = {NODE};
+          const copy = original.clone();
+          const {{ element }} = copy.widgets.find(({{ name }}) => name === "compare");
+          return [...element.querySelectorAll("img")].map((image) => image.getAttribute("src"));
+        }}"""
+    )
+    assert sources == [None, None] and running() == [1, 0]
+    compare.page.evaluate("() => { app.canvas.selectNode(original); app.canvas.copyToClipboard(); }")
+    compare.page.evaluate("() => app.canvas.pasteFromClipboard()")
+    assert running() == [2, 1]
+    message = compare.page.locator(".rddm-compare:not(.rddm-compare-ready) .rddm-compare-message")
+    assert "Run the workflow" in (message.text_content() or "")
+    compare.page.evaluate("() => { window.kept = app.graph.nodes.find((node) => node !== original); }")
+    compare.page.evaluate("() => { app.graph.remove(original); app.graph.remove(kept); }")
+    assert running() == [0, 0]
+    compare.page.evaluate("() => app.graph.add(kept)")  # as when something else put it back
+    assert running() == [1, 1]
+    assert not compare.errors
+
+
 def test_pictures_of_another_day_are_not_asked_for(front_end: FrontEnd, mock_host: MockHost) -> None:
     front_end.errors.clear()
     asked: list[str] = []
     front_end.page.on("request", lambda request: asked.append(request.url))
+    front_end.page.evaluate(FORGET)
     gone = [{"filename": "gone.png", "subfolder": "", "type": "temp"}]
     front_end.load(workflow({"rddm_compare": {"before": gone, "after": gone, "view": {"position": 7, "zoom": "x"}}}))
     message = front_end.page.locator(".rddm-compare-message")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from chromium import FrontEnd
 from PIL import Image
 
-from .mock_host import MockHost
+from .mock_host import ROOT, MockHost
 
+BLUEPRINT = ROOT / "subgraphs" / "RDDM Four Stages.json"
 SIZE = (96, 64)
-NODES = "app.graph.nodes"
+NODES = "app.canvas.graph.nodes"
 PRESS = f"""() => {{
   const node = {NODES}.find((node) => node.type === "RDDMDefocusMap");
   node.widgets.find((widget) => widget.name === "correct by hand").callback();
@@ -61,17 +64,25 @@ def workflow() -> dict[str, Any]:
     return {"last_node_id": 2, "last_link_id": 1, "nodes": nodes, "links": links, "groups": [], "version": 0.4}
 
 
-def run(front_end: FrontEnd, mock_host: MockHost, name: str) -> None:
-    """As if the node had estimated a map: half the photograph is out of focus."""
+def run(front_end: FrontEnd, mock_host: MockHost, name: str, node: str = "1") -> None:
+    """As if that node had estimated a map: half the photograph is out of focus."""
     picture = Image.new("RGBA", SIZE, (200, 60, 60, 255))
     picture.paste((200, 60, 60, 0), (0, 0, SIZE[0] // 2, SIZE[1]))
     picture.save(mock_host.files / name)
-    mock_host.results = {"1": {"rddm_paintable": [{"filename": name, "subfolder": "", "type": "temp"}]}}
+    mock_host.results = {node: {"rddm_paintable": [{"filename": name, "subfolder": "", "type": "temp"}]}}
     before = len(mock_host.prompts)
     front_end.page.evaluate("() => app.queuePrompt(0, 1)")
     front_end.wait_for(lambda: len(mock_host.prompts) > before)
-    front_end.wait(f"app.nodeOutputs?.['1']?.rddm_paintable && {NODES}.length")
+    front_end.wait("Object.values(app.nodeOutputs).some((output) => output?.rddm_paintable)")
     front_end.pause(300)
+
+
+def save_in_the_editor(front_end: FrontEnd) -> None:
+    """Once it is open, without painting."""
+    save = front_end.page.locator("[role=dialog] button", has_text="Save")
+    save.wait_for(timeout=20_000)
+    front_end.pause(1000)  # its canvases are filled
+    save.click()
 
 
 def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
@@ -80,6 +91,48 @@ def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
     assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"
     assert page.page.evaluate(f"() => {NODES}.length") == 2
     assert not page.errors
+
+
+def remade_by_undo(front_end: FrontEnd) -> None:
+    front_end.page.evaluate("() => app.graph.nodes.find(({ type }) => type === 'MaskPreview').pos = [700, 120]")
+    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
+    front_end.page.evaluate(f"() => {tracker}.captureCanvasState()")
+    front_end.page.evaluate(f"() => {tracker}.undo()")
+
+
+def remade_by_loading(front_end: FrontEnd) -> None:
+    saved, _ = front_end.graph()
+    front_end.load(saved)
+
+
+def remade_by_changing_the_workflow(front_end: FrontEnd) -> None:
+    leave = """async (empty) => {
+      window.left = { workflow: app.extensionManager.workflow.activeWorkflow, graph: app.graph.serialize() };
+      await app.loadGraphData(empty);
+    }"""
+    empty = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
+    front_end.page.evaluate(leave, empty)
+    front_end.pause(1000)  # the page's address follows
+    assert front_end.page.evaluate("() => !Object.keys(app.nodeOutputs).length")
+    front_end.page.evaluate("() => app.loadGraphData(left.graph, true, true, left.workflow)")
+    front_end.pause(1000)
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [remade_by_undo, remade_by_loading, remade_by_changing_the_workflow],
+    ids=lambda function: function.__name__.removeprefix("remade_by_"),
+)
+def test_a_node_made_anew_still_knows_its_map(
+    page: FrontEnd, mock_host: MockHost, happens: Callable[[FrontEnd], None]
+) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(f"() => {{ window.before = {NODES}.find((node) => node.type === 'RDDMDefocusMap'); }}")
+    happens(page)
+    assert page.page.evaluate(f"() => window.before && !{NODES}.includes(window.before)")
+    page.page.evaluate(PRESS)
+    page.page.locator("[role=dialog] button", has_text="Save").wait_for(timeout=20_000)
+    page.page.locator("[role=dialog] button", has_text="Cancel").click()
 
 
 def test_a_map_that_is_gone_is_said_so(page: FrontEnd, mock_host: MockHost) -> None:
@@ -99,15 +152,13 @@ def test_the_mask_editor_opens_with_the_estimated_map(page: FrontEnd, mock_host:
     assert page.page.evaluate(SOURCE) == "RDDMDefocusMap/0"  # only opened: nothing has changed yet
     assert "rddm" not in " ".join(page.errors).lower()
     page.page.locator("[role=dialog] button", has_text="Cancel").click()
+    page.wait(f"{NODES}.length === 2")  # nothing is left behind
 
 
 def test_what_was_saved_in_the_editor_takes_the_place_of_the_map(page: FrontEnd, mock_host: MockHost) -> None:
     run(page, mock_host, "map.png")
     page.page.evaluate(PRESS)
-    save = page.page.locator("[role=dialog] button", has_text="Save")
-    save.wait_for(timeout=20_000)
-    page.pause(1000)  # its canvases are filled
-    save.click()
+    save_in_the_editor(page)
     page.wait(f"({SOURCE})() === 'LoadImage/1'")
     assert page.page.evaluate(f"() => {NODES}.length") == 3
     _, prompt = page.graph()
@@ -115,3 +166,86 @@ def test_what_was_saved_in_the_editor_takes_the_place_of_the_map(page: FrontEnd,
     loader = prompt[target["inputs"]["mask"][0]]
     assert loader["class_type"] == "LoadImage" and "painted" in loader["inputs"]["image"]
     assert mock_host.uploads
+
+
+@pytest.mark.parametrize("reloaded", [False, True], ids=["at once", "after loading"])
+def test_pressed_again_it_opens_what_was_corrected(page: FrontEnd, mock_host: MockHost, reloaded: bool) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    if reloaded:
+        saved, _ = page.graph()
+        page.load(saved)
+    picture = f"{NODES}.find(({{ type }}) => type === 'LoadImage').widgets.find(({{ name }}) => name === 'image').value"
+    before = page.page.evaluate(f"() => {picture}")
+    page.page.evaluate(PRESS)
+    cancel = page.page.locator("[role=dialog] button", has_text="Cancel")
+    cancel.wait_for(timeout=20_000)
+    cancel.click()
+    page.pause(1000)
+    assert page.page.evaluate(f"() => {NODES}.length") == 3  # the earlier correction stays
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    page.wait(f"{picture} !== {json.dumps(before)}")
+    assert page.page.evaluate(f"() => {NODES}.length") == 3
+    assert page.page.evaluate(SOURCE) == "LoadImage/1"
+
+
+def test_a_copy_of_the_node_corrects_a_map_of_its_own(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    page.page.evaluate(
+        f"""() => {{
+          const node = {NODES}.find((node) => node.type === "RDDMDefocusMap");
+          app.canvas.selectNode(node);
+          app.canvas.copyToClipboard();
+          app.canvas.pasteFromClipboard();
+          const copy = {NODES}.find((other) => other.type === "RDDMDefocusMap" && other !== node);
+          copy.widgets.find((widget) => widget.name === "correct by hand").callback();
+        }}"""
+    )
+    page.page.get_by_text("Run the workflow once").first.wait_for()
+
+
+def test_nothing_watches_a_graph_that_is_gone(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(
+        """() => {
+          const [set, clear] = [window.setInterval, window.clearInterval];
+          window.running = new Set();
+          window.setInterval = (step, wait) => {
+            const timer = set(step, wait);
+            if (wait === 300) running.add(timer);
+            return timer;
+          };
+          window.clearInterval = (timer) => { running.delete(timer); clear(timer); };
+        }"""
+    )
+    page.page.evaluate(PRESS)
+    page.page.locator("[role=dialog] button", has_text="Save").wait_for(timeout=20_000)
+    assert page.page.evaluate("() => running.size") == 1
+    page.page.evaluate("() => app.graph.clear()")
+    assert page.page.evaluate("() => running.size") == 0
+    page.page.locator("[role=dialog] button", has_text="Cancel").click()
+
+
+def test_inside_a_subgraph_its_output_gets_the_corrected_map_too(page: FrontEnd, mock_host: MockHost) -> None:
+    page.load(json.loads(BLUEPRINT.read_text(encoding="utf-8")))
+    page.page.evaluate("() => app.canvas.setGraph([...app.rootGraph.subgraphs.values()][0])")
+    name = page.page.evaluate(f"() => '1:' + {NODES}.find(({{ type }}) => type === 'RDDMDefocusMap').id")
+    run(page, mock_host, "map.png", name)
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    # Where the maps come from that stages inside and nodes outside get.
+    sources = """() => [...app.canvas.graph.links.values()].filter(({ type }) => type === "MASK")
+      .map(({ origin_id }) => app.canvas.graph.getNodeById(origin_id)?.type).filter((type) => type)"""
+    page.wait(f"!({sources})().includes('RDDMDefocusMap')")
+    page.pause(500)
+    assert set(page.page.evaluate(sources)) == {"LoadImage"}
+    slot = "app.canvas.graph.outputs.find(({ name }) => name === 'map')"
+    origin = f"() => app.canvas.graph.getNodeById(app.canvas.graph.getLink({slot}.linkIds[0]).origin_id).type"
+    assert page.page.evaluate(origin) == "LoadImage"
+    page.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")

@@ -1,4 +1,4 @@
-"""The example workflows in the real front end, in both render modes, on the real host."""
+"""A workflow of the first release in the real front end, in both render modes, on the real host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from real_host import ROOT, Host
 
 from .graphs import to_prompt
 
-WORKFLOW = ROOT / "example_workflows" / "deblur.json"
+WORKFLOW = ROOT / "tests" / "golden" / "graphs" / "template-deblur-0.1.0.json"
 TINY = "tiny.safetensors"
 
 SET_WIDGETS = """async (changes) => {
@@ -28,7 +28,7 @@ SET_WIDGETS = """async (changes) => {
 
 @pytest.fixture(params=list(RENDERERS))
 def front_end(request: pytest.FixtureRequest, browser: Any, host: Host, tmp_path: Path) -> Iterator[FrontEnd]:
-    """The front end with the example workflow loaded; it leaves a picture of its last moment."""
+    """The front end with the workflow loaded; it leaves a picture of its last moment."""
     host.add_input(ROOT / "examples" / "sign.blur.jpg", "sign.blur.jpg")  # before the front end asks what there is
     front_end = FrontEnd(browser, host.url)
     front_end.ready(nodes_2=RENDERERS[request.param])

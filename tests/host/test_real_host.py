@@ -79,8 +79,8 @@ def test_help_translations_and_templates_are_served(host: Host) -> None:
         page = host.get(f"/extensions/{PACK}/docs/{name}.md")
         assert page == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
     assert set(NODES) <= set(host.get("/i18n")["en"]["nodeDefs"])
-    assert "deblur" in host.get("/api/workflow_templates")[PACK]
-    assert host.get(f"/api/workflow_templates/{PACK}/deblur.json")["nodes"]
+    assert "1-deblur-in-one-node" in host.get("/api/workflow_templates")[PACK]
+    assert host.get(f"/api/workflow_templates/{PACK}/1-deblur-in-one-node.json")["nodes"]
 
 
 # ---------------------------------------------------------------- running
@@ -148,6 +148,16 @@ def test_only_what_changed_runs_again(host: Host, photo: str) -> None:
     blurred = pixels(host.base / "input" / photo)[0].movedim(0, -1).numpy()
     unclipped = (full > 0) & (full < 1)
     assert unclipped.mean() > 0.5 and np.abs(half - (blurred + full) / 2)[unclipped].max() <= 2 * STEP
+
+
+def test_the_map_to_be_painted_is_sent_again_though_nothing_runs(host: Host, photo: str) -> None:
+    shown = []
+    for strength in (0.8, 0.9):
+        run = host.run(chain(photo, TINY, sampler={"seed": 16}, merge={"strength": strength}))
+        saved(host, run)
+        (output,) = [data["output"] for data in run.of_type("executed") if data["node"] == "map"]
+        shown.append(output["rddm_paintable"])
+    assert "map" not in run.executed() and shown[0] == shown[1]
 
 
 def test_strength_zero_is_the_photo(host: Host, photo: str) -> None:

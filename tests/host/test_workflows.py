@@ -55,7 +55,6 @@ def test_there_are_workflows() -> None:
         "6-batch-or-video",
         "7-classical-and-rddm",
         "8-deblur-then-refocus",
-        "deblur",
     ]
 
 
@@ -88,7 +87,7 @@ def test_nothing_lies_over_anything_else(path: Path) -> None:
         assert left >= x_end or x >= right or top >= y_end or y >= bottom, (one["type"], other["type"])
 
 
-@pytest.mark.parametrize("path", [path for path in WORKFLOWS if path.stem != "deblur"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_explains_itself_and_starts_from_the_example_photo(path: Path) -> None:
     types = [node["type"] for node in read(path)["nodes"]]
     assert NOT_EXECUTED & set(types) and "RDDMExamplePhoto" in types and "RDDMCompare" in types

@@ -1,4 +1,4 @@
-"""Every example workflow and the blueprint on a real ComfyUI, as they are shipped."""
+"""Every example workflow runs on a real ComfyUI as it is shipped, and the blueprint is offered there."""
 
 from __future__ import annotations
 
@@ -64,8 +64,6 @@ def test_runs(host: Host, object_info: dict[str, Any], path: Path) -> None:
             assert all(picture.std() > 0.01 for picture in pictures(host, outputs[name]["images"])), node["class_type"]
         if node["class_type"] == "RDDMImageQuality":
             assert "PSNR" in outputs[name]["text"][0]
-    if path.stem == "deblur":
-        return
     compared = outputs[node_of(prompt, "RDDMCompare")]
     before, after = (pictures(host, compared[f"rddm_{side}"]) for side in ("before", "after"))
     assert len(before) == len(after) == FRAMES.get(path.stem, 1)

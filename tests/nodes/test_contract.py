@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,6 +118,18 @@ def test_translations_are_complete(object_info: dict[str, Any], language: str) -
             assert any(ord(letter) > 0x3000 for letter in text), key
 
 
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_translations_name_inputs_as_they_are_shown(language: str) -> None:
+    """Whoever reads them never sees an input's id."""
+    translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    for node, texts in translated.items():
+        slots = [*texts["inputs"].values(), *texts["outputs"].values()]
+        ids = [key for key, slot in texts["inputs"].items() if slot["name"] != key]
+        for text in [texts["description"], *(slot["tooltip"] for slot in slots)]:
+            found = re.findall(r"[A-Za-z_][A-Za-z_/.-]*", text)
+            assert not set(found) & set(ids), (node, text)
+
+
 def test_english_texts_are_those_of_the_schema(object_info: dict[str, Any]) -> None:
     translations = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert list(translations) == NODES
@@ -140,3 +153,9 @@ def test_only_the_v3_entry_point(pack: SimpleNamespace) -> None:
     # The host looks at NODE_CLASS_MAPPINGS first and never at comfy_entrypoint then.
     assert not hasattr(pack.module, "NODE_CLASS_MAPPINGS")
     assert (ROOT / pack.module.WEB_DIRECTORY / "docs").is_dir()
+
+
+def test_what_the_pages_scripts_need_is_sent_again_when_nothing_runs(pack: SimpleNamespace) -> None:
+    """The host keeps quiet about a node whose result is still known, unless it is told otherwise."""
+    schemas = {name: node.define_schema() for name, node in pack.nodes.items()}
+    assert schemas["RDDMDefocusMap"].has_intermediate_output and schemas["RDDMCompare"].is_output_node

@@ -48,3 +48,14 @@ def test_whole_numbers(layout: ModuleType) -> None:
         layout.picture(torch.full((1, 4, 4, 3), 200, dtype=torch.uint8), "image")
     for dtype in (torch.bool, torch.uint8):
         assert layout.mask(torch.ones(1, 4, 4, dtype=dtype), "mask", 1).tolist() == [[[[1.0] * 4] * 4]]
+
+
+@pytest.mark.parametrize("read", ["mask", "plane"])
+def test_masks_with_a_channel(layout: ModuleType, read: str) -> None:
+    """Each picture's mask stays one: rows must not become a batch."""
+    values = torch.rand(2, 5, 6)
+    for with_channel in (values, values[:, None], values[..., None]):
+        assert torch.equal(getattr(layout, read)(with_channel, "map", 2), values[:, None])
+    assert torch.equal(layout.mask(values[:1, :1, :, None], "map", 1), values[:1, :1, :, None])  # 6 by 1 pixels
+    with pytest.raises(ValueError, match=r"map must be masks of one channel, not a tensor of the shape \[2, 5, 6, 2\]"):
+        getattr(layout, read)(torch.rand(2, 5, 6, 2), "map", 10)

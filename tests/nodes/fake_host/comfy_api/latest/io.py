@@ -108,6 +108,7 @@ class Schema:
     inputs: list[Input]
     outputs: list[Output] = field(default_factory=list)
     is_output_node: bool = False
+    has_intermediate_output: bool = False
 
     def object_info(self) -> dict[str, Any]:
         """The part of the host's /object_info that a pack decides."""
