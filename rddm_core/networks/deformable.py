@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,7 +125,7 @@ class DeformableConv(nn.Module):
             self.offset_modulation.weight.zero_()
             bias = torch.zeros(self.groups, taps * 3)
             bias[:, 2 * taps :] = 1.0 / taps
-            self.offset_modulation.bias.copy_(bias.flatten())
+            cast(Tensor, self.offset_modulation.bias).copy_(bias.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape

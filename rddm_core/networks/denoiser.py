@@ -89,7 +89,7 @@ class DenoisingNetwork(nn.Module):
         self.outro = nn.Conv2d(widths[0], 3 * pixels, 3, padding=1)
         with torch.no_grad():
             self.outro.weight.mul_(0.1)
-            self.outro.bias.zero_()
+            cast(Tensor, self.outro.bias).zero_()
         if config.overlap:
             block = config.unshuffle
             if block % 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +40,7 @@ class PreDeblurModule(nn.Module):
         self.outro = nn.Conv2d(config.widths[0], 3 * config.unshuffle**2, 3, padding=1)
         with torch.no_grad():
             self.outro.weight.mul_(0.1)
-            self.outro.bias.zero_()
+            cast(Tensor, self.outro.bias).zero_()
 
     def forward(self, image: Tensor, defocus_map: Tensor) -> Tensor:
         """image [B, 3, H, W] and defocus_map [B, 1, H, W] in 0..1 -> I_p [B, 3, H, W] in fp32, not clamped.
