@@ -60,9 +60,9 @@ MAP_SCALES = (0.5, 0.6, 0.7, 0.85, 1.0)
 class Objective(nn.Module):
     """The loss of one batch as a module, so that a data-parallel wrapper sees a forward pass."""
 
-    def __init__(self, model: RDDM, recipe: Recipe) -> None:
+    def __init__(self, model: RDDM, recipe: Recipe, processes: int = 1) -> None:
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.processes = model, recipe, processes
         self.alpha_bars = make_alpha_bars(model.config.diffusion)  # no buffer: float64, which not every device has
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
@@ -87,7 +87,9 @@ class Objective(nn.Module):
         """The maps of the batch; the estimator's where the true one is not known."""
         defocus_map, unknown = true_map(batch, self.recipe).clone(), batch["map_known"][:, 0] == 0
         if bool(unknown.any()):
-            scale = MAP_SCALES[int(batch["index"][0]) // self.recipe.batch % len(MAP_SCALES)]
+            # One scale per step, however many processes share it.
+            step = int(batch["index"][0]) // (self.recipe.batch * self.processes)
+            scale = MAP_SCALES[step % len(MAP_SCALES)]
             defocus_map[unknown] = estimate_training_map(self.model, blurred[unknown], scale)
         return defocus_map
 
@@ -188,7 +190,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     validation = open_validation(recipe)
     model = build_model(recipe)
     parameters = select_trainable(model, recipe)
-    objective = Objective(model, recipe).to(memory_format=torch.channels_last)
+    objective = Objective(model, recipe, accelerator.num_processes).to(memory_format=torch.channels_last)
     # Placed on its device first: averages and restored moments follow the parameters.
     wrapped, *optimizers = accelerator.prepare(objective, *make_optimizers(model, parameters, recipe))
     average = MovingAverage(parameters, recipe.ema)

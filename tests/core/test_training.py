@@ -405,7 +405,7 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
         launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
         command = [sys.executable, *launcher, str(script), str(recipe), json.dumps(config_to_dict(tiny_config))]
-        subprocess.run(command, check=True, env=environment, timeout=300, cwd=tmp_path)
+        subprocess.run(command, check=True, env=environment, timeout=900, cwd=tmp_path)
         stored = torch.load(runs / f"p{processes}" / "state.pt", weights_only=True)
         assert stored["step"] == 2
         state = stored["optimizers"][0]["state"]
