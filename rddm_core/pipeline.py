@@ -619,7 +619,9 @@ def _check_values(x: Tensor, name: str, bounded: bool = True) -> None:
 def _check_outcome(x: Tensor, model: RDDM, what: str) -> None:
     if not bool(torch.isfinite(x).all()):
         dtype = next(model.denoiser.parameters()).dtype
-        cure = "take other weights, these are damaged" if dtype == torch.float32 else "load the model as fp32"
+        cure = "load the model as fp32"
+        if dtype == torch.float32:
+            cure = "take other weights, these are damaged, unless pre_deblurred was far from 0..1"
         raise ValueError(f"the networks gave a {what} with NaN or infinite values in {dtype}: {cure}")
 
 
