@@ -93,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_evaluate_maps(commands)
     _add_train(commands)
+    _add_average(commands)
     _add_info(commands)
     return parser
 
@@ -292,6 +293,18 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--minutes", type=float, metavar="M", help="stop, resumably, after this time")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     parser.set_defaults(run=run_train)
+
+
+def _add_average(commands: Any) -> None:
+    parser = commands.add_parser(
+        "average",
+        help="the mean of checkpoints",
+        description="Write the mean of the weights of runs that went out from the same weights. Choose on dev whether "
+        "it is better than each of them.",
+    )
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="two or more of one network")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the checkpoint to write")
+    parser.set_defaults(run=run_average)
 
 
 def _add_info(commands: Any) -> None:
@@ -774,7 +787,7 @@ class _Failures:
         _say(f"failed: {path}: {reason}", error=True)
 
 
-# train, info
+# train, average, info
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -790,6 +803,18 @@ def run_train(args: argparse.Namespace) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         raise CommandError(str(error)) from error
     print(f"checkpoint: {checkpoint}")
+    return 0
+
+
+def run_average(args: argparse.Namespace) -> int:
+    """Write the mean of checkpoints."""
+    from .training.average import average_checkpoints
+
+    try:
+        average_checkpoints(args.checkpoints, args.output)
+    except (ValueError, OSError) as error:
+        raise CommandError(str(error)) from error
+    print(f"checkpoint: {args.output}")
     return 0
 
 

@@ -16,7 +16,10 @@ from .pipeline import pre_deblur
 
 
 def is_regression(provenance: dict[str, Any]) -> bool:
-    """Whether a checkpoint with this provenance holds such a network."""
+    """Whether a checkpoint with this provenance holds such a network, or the mean of such networks."""
+    members = provenance.get("mean_of")
+    if isinstance(members, dict):
+        return any(is_regression(member) for member in members.values() if isinstance(member, dict))
     recipe = provenance.get("recipe")
     return isinstance(recipe, dict) and recipe.get("stage") == "regression"
 
