@@ -244,16 +244,17 @@ def test_a_copy_starts_afresh_and_leaves_nothing_running(compare: FrontEnd) -> N
         }"""
     )
 
-    def running() -> list[int]:
-        """Loops now, and observers since the last look."""
-        compare.page.evaluate("() => steps.clear()")
-        compare.pause(300)
-        found = compare.page.evaluate("() => [steps.size, observed]")
-        compare.page.evaluate("() => { observed = 0; }")
-        assert isinstance(found, list)
-        return found
+    def running(loops: int, observers: int) -> bool:
+        """Whether so many loops run before long, and so many observers have begun since the last look."""
+        for _ in range(20):
+            compare.page.evaluate("() => steps.clear()")
+            compare.pause(300)
+            if compare.page.evaluate("() => [steps.size, observed]") == [loops, observers]:
+                compare.page.evaluate("() => { observed = 0; }")
+                return True
+        return False
 
-    assert running() == [1, 0]
+    assert running(1, 0)
     sources = compare.page.evaluate(
         f"""() => {{
           window.original = {NODE};
@@ -262,17 +263,17 @@ def test_a_copy_starts_afresh_and_leaves_nothing_running(compare: FrontEnd) -> N
           return [...element.querySelectorAll("img")].map((image) => image.getAttribute("src"));
         }}"""
     )
-    assert sources == [None, None] and running() == [1, 0]
+    assert sources == [None, None] and running(1, 0)
     compare.page.evaluate("() => { app.canvas.selectNode(original); app.canvas.copyToClipboard(); }")
     compare.page.evaluate("() => app.canvas.pasteFromClipboard()")
-    assert running() == [2, 1]
+    assert running(2, 1)
     message = compare.page.locator(".rddm-compare:not(.rddm-compare-ready) .rddm-compare-message")
     assert "Run the workflow" in (message.text_content() or "")
     compare.page.evaluate("() => { window.kept = app.graph.nodes.find((node) => node !== original); }")
     compare.page.evaluate("() => { app.graph.remove(original); app.graph.remove(kept); }")
-    assert running() == [0, 0]
+    assert running(0, 0)
     compare.page.evaluate("() => app.graph.add(kept)")  # as when something else put it back
-    assert running() == [1, 1]
+    assert running(1, 1)
     assert not compare.errors
 
 
