@@ -22,8 +22,8 @@ const MASK_SLOT = 1;
 /** What a link inside a subgraph has as its target if it leads out of it. */
 const OUTSIDE = "-20";
 const GAP = 40;
-/** The mask editor in the page. */
-const EDITOR = ".maskEditor-dialog-root";
+/** The mask editor in the page, by the names that front ends of different years give it. */
+const EDITOR = "[data-testid='mask-editor-root'], .maskEditor-dialog-root";
 /** Milliseconds between two looks at whether the editor has saved or gone. */
 const WATCH = 300;
 

@@ -265,14 +265,14 @@ def test_a_copy_starts_afresh_and_leaves_nothing_running(compare: FrontEnd) -> N
     )
     assert sources == [None, None] and running(1, 0)
     compare.page.evaluate("() => { app.canvas.selectNode(original); app.canvas.copyToClipboard(); }")
-    compare.page.evaluate("() => app.canvas.pasteFromClipboard()")
+    compare.page.evaluate("() => { app.canvas.pasteFromClipboard(); }")
     assert running(2, 1)
     message = compare.page.locator(".rddm-compare:not(.rddm-compare-ready) .rddm-compare-message")
     assert "Run the workflow" in (message.text_content() or "")
     compare.page.evaluate("() => { window.kept = app.graph.nodes.find((node) => node !== original); }")
     compare.page.evaluate("() => { app.graph.remove(original); app.graph.remove(kept); }")
     assert running(0, 0)
-    compare.page.evaluate("() => app.graph.add(kept)")  # as when something else put it back
+    compare.page.evaluate("() => { app.graph.add(kept); }")  # as when something else put it back
     assert running(1, 1)
     assert not compare.errors
 
