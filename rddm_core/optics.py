@@ -137,7 +137,7 @@ def render_defocus(
     Args:
         image: [3, H, W] sRGB, 0..1.
         radius: [H, W] signed radius in pixels, positive behind the focus plane.
-        levels: the largest number of layers.
+        levels: the largest number of layers; one takes the middle of the radii.
         highlight_gain: how much brighter than white clipped highlights are taken to be (>= 1).
         colour_fringe: relative difference of the spot radius between red and blue (longitudinal chromatic aberration).
         callbacks: may interrupt before every layer, and count layers.
@@ -176,6 +176,8 @@ def _layer_radii(radius: Tensor, levels: int) -> list[float]:
     if len(distinct) <= levels:
         return [float(r) for r in distinct.flip(0)]
     low, high = float(distinct[0]), float(distinct[-1])
+    if levels == 1:
+        return [(low + high) / 2]
     count = min(levels, max(2, math.ceil((high - low) / 0.75) + 1))
     return [high + (low - high) * i / (count - 1) for i in range(count)]
 

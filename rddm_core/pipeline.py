@@ -621,7 +621,9 @@ def _check_outcome(x: Tensor, model: RDDM, what: str) -> None:
         dtype = next(model.denoiser.parameters()).dtype
         cure = "load the model as fp32"
         if dtype == torch.float32:
-            cure = "take other weights, these are damaged, unless pre_deblurred was far from 0..1"
+            cure = "take other weights, these are damaged"
+            if what == "residual":  # the one made of a picture that has no bounds
+                cure += ", unless pre_deblurred was far from 0..1"
         raise ValueError(f"the networks gave a {what} with NaN or infinite values in {dtype}: {cure}")
 
 

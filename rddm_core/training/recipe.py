@@ -104,7 +104,8 @@ class Recipe:
     recommended_steps: int = 1
     """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
     precision: Literal["auto", "bf16", "no"] = "auto"
-    """`auto`: bf16 on a GPU and on CPUs with AVX-512; on a CPU without, it took ten times as long as fp32 ("no")."""
+    """`auto`: bf16 on a GPU and on CPUs with AVX512-BF16 or AMX; on a CPU without, it took ten times as long as fp32
+    ("no")."""
     workers: int = 1
     seed: int = 0
     checkpoint_minutes: float = 3.0

@@ -295,7 +295,9 @@ def precision_for(recipe: Recipe) -> str:
     """The recipe's precision, `auto` resolved for this machine."""
     if recipe.precision != "auto":
         return recipe.precision
-    fast = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    # A CPU without instructions for bf16 imitates it, ten times as slowly as fp32. Older torch cannot tell: fp32.
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = torch.cuda.is_available() or known.get("avx512_bf16") or known.get("amx_bf16")
     return "bf16" if fast else "no"
 
 

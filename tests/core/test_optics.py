@@ -179,6 +179,12 @@ class TestRendering:
         expected = all_layers_at_once(self.picture, radius, aperture, levels, **options)
         torch.testing.assert_close(rendered, expected, atol=1e-5, rtol=0)
 
+    def test_one_layer_takes_the_middle_of_the_radii(self) -> None:
+        radius = torch.linspace(2, 6, 56).expand(48, 56)
+        rendered = render_defocus(self.picture, radius, levels=1)
+        # Only the margin of the transforms differs.
+        torch.testing.assert_close(rendered, render_defocus(self.picture, torch.full_like(radius, 4.0)))
+
     def test_memory_does_not_grow_with_the_layers(self) -> None:
         radius = torch.linspace(-6, 6, 56).expand(48, 56).contiguous()
         peaks = []

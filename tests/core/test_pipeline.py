@@ -426,8 +426,10 @@ def test_networks_that_give_nan_are_named_with_their_precision(tiny_config: RDDM
     next(getattr(networks, part).parameters()).fill_(torch.nan)
     what = {"estimator": "defocus map", "pre_deblur": "first guess", "denoiser": "residual"}[part]
     for dtype, cure in ((torch.float32, "damaged"), (torch.bfloat16, "as fp32")):
-        with pytest.raises(ValueError, match=f"gave a {what} with NaN.*{dtype}.*{cure}"):
+        with pytest.raises(ValueError, match=f"gave a {what} with NaN.*{dtype}.*{cure}") as error:
             deblur(networks.to(dtype), picture(1, 3, 64, 64), settings=DeblurSettings(steps=1))
+        can_be_the_input = part == "denoiser" and dtype == torch.float32
+        assert ("pre_deblurred was far" in str(error.value)) == can_be_the_input
 
 
 def test_a_reduced_working_size_adds_the_enlarged_change() -> None:

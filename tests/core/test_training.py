@@ -39,6 +39,7 @@ from rddm_core.training.train import (
     learning_rate,
     leave_out,
     open_sources,
+    precision_for,
     run,
     select_trainable,
     transfer_weights,
@@ -228,6 +229,19 @@ def test_a_silent_estimator_s_map_is_zero_in_training_too(tiny_config):
         model.pre_deblur.register_forward_hook(lambda _, inputs, __: seen.append(float(inputs[1].mean())))
         Objective(model, recipe)(batch)
     assert seen == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [({"avx512_f": True, "avx512_bf16": False}, "no"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16")],
+)
+def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, known, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert precision_for(Recipe("run", "joint")) == wanted
+    assert precision_for(Recipe("run", "joint", precision="no")) == "no"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert precision_for(Recipe("run", "joint")) == "no"
 
 
 def test_learning_rate_warms_up_stays_and_decays():
