@@ -118,7 +118,7 @@ def lite() -> RDDMConfig:
         name="lite",
         guidance=GuidanceConfig(reduction=2),
         denoiser=DenoiserConfig(
-            encoder_blocks=(4, 4, 3, 3),
+            encoder_blocks=(8, 10, 4, 3),
             decoder_blocks=(3, 3, 1, 1),
             deconvolution_radii=(1.0, 1.8, 3.0, 4.5, 6.5, 9.0),
             overlap=True,
