@@ -22,9 +22,9 @@ STRIP_BYTES = 25e6
 """What is alive within a strip of a block (networks/blocks.py)."""
 BAG_BYTES = 9e6
 """The same of a deformable convolution on a CPU (networks/deformable.py)."""
-OVERHEAD = 3.0
+OVERHEAD = 3.5
 """What the operating system may count on a CPU for a byte of live tensors: convolutions hold copies in layouts of their
-own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6."""
+own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6 with AVX2, about 3.4 with AVX-512, whose layouts are wider."""
 
 
 def network_bytes(config: RDDMConfig, height: int, width: int) -> int:

@@ -78,7 +78,7 @@ def peak_of_deblur(networks: RDDM, keep: bool = False, **settings: Any) -> int:
 
 def test_the_pipeline_keeps_to_its_budget() -> None:
     networks = RDDM(lite()).eval().requires_grad_(False)
-    budget = held_bytes(700, 900) + guidance_bytes(lite(), 700, 900) + network_bytes(lite(), 640, 640)
+    budget = held_bytes(700, 900) + guidance_bytes(lite(), 700, 900) + network_bytes(lite(), 720, 720)
     assert peak_of_deblur(networks, memory=budget) <= budget < peak_of_deblur(networks)
 
 
