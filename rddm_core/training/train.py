@@ -296,7 +296,7 @@ def precision_for(recipe: Recipe) -> str:
     if recipe.precision != "auto":
         return recipe.precision
     # A CPU without instructions for bf16 imitates it, ten times as slowly as fp32. Older torch cannot tell: fp32.
-    known = getattr(torch.cpu, "get_capabilities", dict)()
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = torch.cuda.is_available() or known.get("avx512_bf16") or known.get("amx_bf16")
     return "bf16" if fast else "no"
 
