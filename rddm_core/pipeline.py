@@ -42,6 +42,7 @@ from .tiling import (
     pad_to_multiple,
     plan_tiles,
     plan_windows,
+    round_up,
 )
 
 MAX_TRAINED_RADIUS = 10.0
@@ -229,8 +230,8 @@ def sample_residual(
     shape = (batch, samples, 3, height, width)
     if noise is not None and noise.shape != shape:
         raise ValueError(f"noise must be [B, N, 3, H, W] = {list(shape)}, not {list(noise.shape)}")
-    if guidance is not None and any(len(stage) != batch for stage in guidance):
-        raise ValueError(f"guidance must hold {batch} items, as many as pre_deblurred")
+    if guidance is not None:
+        _check_guidance(model, guidance, pre_deblurred)
     seeds = _seeds(seed, batch)
     evaluations = len(plan_tiles(height, width, tile, model.stride)) * samples * (steps or model.recommended_steps)
     residual = pre_deblurred.new_empty(shape)
@@ -603,6 +604,19 @@ def _fit_map(x: Tensor, image: Tensor, name: str) -> Tensor:
     _check_values(x, name)
     fitted = _resize(x.to(image.device, torch.float32), (image.shape[-2], image.shape[-1]))
     return fitted.expand(batch, -1, -1, -1)
+
+
+def _check_guidance(model: RDDM, guidance: Sequence[Tensor], pre_deblurred: Tensor) -> None:
+    """Features of another picture's size would be stretched over this one."""
+    batch, _, *size = pre_deblurred.shape
+    height, width = (round_up(length, model.stride) for length in size)
+    wanted = [(batch, height // stride, width // stride) for stride in model.guidance_strides]
+    given = [(stage.shape[0], *stage.shape[-2:]) for stage in guidance]
+    if given != wanted:
+        raise ValueError(
+            "guidance must be that of encode_guidance for the same pre_deblurred: "
+            f"B, h and w of its stages must be {wanted}, not {given}"
+        )
 
 
 def _check_values(x: Tensor, name: str, bounded: bool = True) -> None:

@@ -32,6 +32,9 @@ class GuidanceNetwork(nn.Module):
 
     The backbone is frozen: its parameters take no gradient and its BatchNorm stays in eval mode, while
     gradients still flow through it to I_p.
+
+    Attributes:
+        strides: pixels of I_p per feature, one per stage: 4, 8 and 16 times `reduction` in the presets.
     """
 
     def __init__(self, config: GuidanceConfig) -> None:
@@ -41,6 +44,7 @@ class GuidanceNetwork(nn.Module):
         self.backbone.eval()
         self.mean, self.std = STATISTICS[config.backbone]
         self.reduction = config.reduction
+        self.strides = tuple(config.reduction * stride for stride in self.backbone.feature_info.reduction())
         self.projections = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, config.width, 1),
@@ -58,7 +62,7 @@ class GuidanceNetwork(nn.Module):
         return self
 
     def forward(self, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
-        """I_p [B, 3, H, W] in 0..1 -> one [B, width, H/s, W/s] per stage, finest first; s = 4, 8, 16 times `reduction`.
+        """I_p [B, 3, H, W] in 0..1 -> one [B, width, H/s, W/s] per stage, finest first; s of `strides`.
 
         H and W must be multiples of the largest s.
         """

@@ -86,6 +86,7 @@ class Oracle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config, self.stride, self.residual_scale, self.recommended_steps = lite(), 64, 11.0, 3
+        self.guidance_strides = (16,)
         self.denoiser = Oracle.Denoiser(self)
         self.conditions: list[tuple[Tensor, Tensor]] = []
         self.states: list[tuple[int, Tensor]] = []
@@ -626,8 +627,11 @@ def test_bad_maps_and_masks(name: str, value: Tensor, message: str) -> None:
         ({"eta": 1.5}, "eta"),
         ({"tile": 0}, "tile"),
         ({"noise": torch.zeros(2, 3, 8, 8)}, "noise must be"),
-        ({"guidance": (torch.zeros(1, 3, 4, 4),)}, "guidance must hold 2"),
-        ({"guidance": (torch.zeros(2, 3, 5, 4),)}, "do not belong"),
+        ({"guidance": (torch.zeros(1, 3, 4, 4),)}, r"must be \[\(2, 4, 4\)\], not \[\(1, 4, 4\)\]"),
+        ({"guidance": (torch.zeros(2, 3, 5, 4),)}, r"not \[\(2, 5, 4\)\]"),
+        # Of half the size it could be stretched over the picture.
+        ({"guidance": (torch.zeros(2, 3, 2, 2),)}, r"not \[\(2, 2, 2\)\]"),
+        ({"guidance": (torch.zeros(2, 3, 4, 4),) * 2}, "guidance must be that of encode_guidance"),
     ],
 )
 def test_bad_sampling_options(options: dict[str, Any], message: str) -> None:
