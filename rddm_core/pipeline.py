@@ -610,7 +610,7 @@ def _check_guidance(model: RDDM, guidance: Sequence[Tensor], pre_deblurred: Tens
     """Features of another picture's size would be stretched over this one."""
     batch, _, *size = pre_deblurred.shape
     height, width = (round_up(length, model.stride) for length in size)
-    wanted = [(batch, height // stride, width // stride) for stride in model.guidance_strides]
+    wanted = [(batch, height // stride, width // stride) for stride in model.guidance.strides]
     given = [(stage.shape[0], *stage.shape[-2:]) for stage in guidance]
     if given != wanted:
         raise ValueError(

@@ -19,7 +19,6 @@ class RDDM(nn.Module):
     Attributes:
         stride: pre_deblur, guidance and denoiser take heights and widths that are multiples of it, and tiles start at
             multiples of it.
-        guidance_strides: pixels per feature of the guidance's stages.
         residual_scale: unit-scale residual = residual_scale * (I - I_p), measured on training data.
         recommended_steps: sampling steps chosen by measurement for these weights.
 
@@ -42,6 +41,5 @@ class RDDM(nn.Module):
         if config.attention_cell < MIN_ATTENTION_CELL:
             raise ValueError(f"attention_cell {config.attention_cell} must be at least {MIN_ATTENTION_CELL}")
         self.stride = config.attention_cell
-        self.guidance_strides = self.guidance.strides
         self.residual_scale = 1.0
         self.recommended_steps = 1

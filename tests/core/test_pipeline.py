@@ -83,16 +83,24 @@ class Oracle(nn.Module):
             sharp = 1 - (pre_deblurred - 0.2) / 0.5
             return self.owner[0].residual_scale * (sharp - pre_deblurred)
 
+    class Guidance:
+        strides = (16,)
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def __call__(self, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
+            self.asked += 1
+            return (F.avg_pool2d(pre_deblurred, 16),)
+
     def __init__(self) -> None:
         super().__init__()
         self.config, self.stride, self.residual_scale, self.recommended_steps = lite(), 64, 11.0, 3
-        self.guidance_strides = (16,)
-        self.denoiser = Oracle.Denoiser(self)
+        self.denoiser, self.guidance = Oracle.Denoiser(self), Oracle.Guidance()
         self.conditions: list[tuple[Tensor, Tensor]] = []
         self.states: list[tuple[int, Tensor]] = []
         self.estimated: list[Tensor] = []
         self.first_maps: list[Tensor] = []
-        self.guided = 0
 
     def estimator(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         self.estimated.append(image)
@@ -103,10 +111,6 @@ class Oracle(nn.Module):
         assert defocus_map.shape == (1, 1, *image.shape[-2:])
         self.first_maps.append(defocus_map)
         return 0.5 * image + 0.2
-
-    def guidance(self, pre_deblurred: Tensor) -> tuple[Tensor, ...]:
-        self.guided += 1
-        return (F.avg_pool2d(pre_deblurred, 16),)
 
 
 def make_oracle() -> Any:
@@ -157,7 +161,7 @@ def test_the_steps_are_those_of_the_trailing_subsequence() -> None:
 def test_the_condition_is_encoded_once_per_tile_and_sample_for_all_steps() -> None:
     oracle = make_oracle()
     deblur(oracle, picture(2, 3, 64, 192), settings=DeblurSettings(steps=4, samples=3, tile=128))
-    assert (len(oracle.conditions), oracle.guided, len(oracle.states)) == (2 * 2 * 3, 2 * 3, 2 * 2 * 3 * 4)
+    assert (len(oracle.conditions), oracle.guidance.asked, len(oracle.states)) == (2 * 2 * 3, 2 * 3, 2 * 2 * 3 * 4)
     assert len(oracle.estimated) == 2
 
 
@@ -519,7 +523,7 @@ def test_interrupts_pass_through_before_any_evaluation() -> None:
         with pytest.raises(Stop):
             deblur(oracle, image, settings=settings, callbacks=Callbacks(check_interrupt=stop_after(count)))
         # p records nothing: at most `count` evaluations have run.
-        assert len(oracle.estimated) + len(oracle.conditions) + len(oracle.states) + oracle.guided <= count
+        assert len(oracle.estimated) + len(oracle.conditions) + len(oracle.states) + oracle.guidance.asked <= count
     with pytest.raises(Stop):
         estimate_defocus_map(make_oracle(), image, callbacks=Callbacks(check_interrupt=stop_after(0)))
 
