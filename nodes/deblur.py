@@ -92,6 +92,7 @@ class RDDMDeblur(io.ComfyNode):
         batch_noise: str = "own",
     ) -> io.NodeOutput:
         """Run the whole of it, with progress and previews."""
+        from ..rddm_core.memory import AUTO_TILE
         from ..rddm_core.pipeline import DeblurSettings, deblur
 
         blurred, alpha = layout.picture(image, "image")
@@ -106,7 +107,8 @@ class RDDMDeblur(io.ComfyNode):
                 steps=steps,
                 seed=layout.seeds(seed, batch, batch_noise),
                 strength=strength,
-                tile=tile,
+                # The largest is the core's own choice too, which it makes anew for a reduced working size.
+                tile="auto" if tile == AUTO_TILE else tile,
                 working_size=working_size["size"] if choice == "manual" else choice,
             )
             return deblur(
@@ -119,7 +121,7 @@ class RDDMDeblur(io.ComfyNode):
                 callbacks=watch,
             )
 
-        result = host.run_in_tiles(model, size, host.auto_tile(model, *size), run)
+        result = host.run_in_tiles(model, size, "auto", run)
         return io.NodeOutput(
             host.to_intermediate(layout.image(result.image, alpha)), host.to_intermediate(result.defocus_map[:, 0])
         )

@@ -11,6 +11,9 @@ from . import host, layout
 from .colours import coloured
 from .types import CATEGORY, RDDMModel, coloured_map_output, map_output
 
+PAINTED_SIZE = 2048
+"""Long side in pixels of the picture for the mask editor, at most. A map is smooth, and its size does not matter."""
+
 
 class RDDMDefocusMap(io.ComfyNode):
     """model, image -> MASK, IMAGE."""
@@ -36,12 +39,15 @@ class RDDMDefocusMap(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, image: Tensor) -> io.NodeOutput:
         """Run the estimator."""
+        from ..rddm_core.networks.defocus_estimator import reduce_to
+
         blurred, _ = layout.picture(image, "image")
         estimated = host.estimate_map(model, blurred, host.callbacks())
         # For the button of `web/paint_map.js`: the mask editor takes a mask as what is transparent.
-        paintable = layout.image(blurred[:1].cpu(), 1 - estimated[:1].cpu())
+        shown, shown_map = (reduce_to(planes[:1].cpu(), PAINTED_SIZE) for planes in (blurred, estimated))
+        paintable = ui.PreviewImage(layout.image(shown, 1 - shown_map), cls=cls)
         return io.NodeOutput(
             host.to_intermediate(estimated[:, 0]),
             host.to_intermediate(layout.image(coloured(estimated))),
-            ui={"rddm_paintable": ui.PreviewImage(paintable, cls=cls).values},
+            ui={"rddm_paintable": paintable.values, "rddm_pictures": [len(blurred)]},
         )

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import comfy.model_management as model_management
 import comfy.utils
@@ -99,11 +99,8 @@ def load_model(path: Path, dtype: str) -> ModelPatcher:
     return ModelPatcher(model, load_device=model_management.get_torch_device(), offload_device=offload_device)
 
 
-def ready(patcher: ModelPatcher, height: int, width: int) -> RDDM:
-    """The networks on their device, with memory free for a picture or tile of that size."""
-    from ..rddm_core.memory import network_bytes
-
-    needed = network_bytes(patcher.model.config, height, width)
+def ready(patcher: ModelPatcher, needed: int) -> RDDM:
+    """The networks on their device, with so many bytes free for their work."""
     model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
     if patcher.loaded_size() < patcher.model_size():
         # --novram leaves layers behind, to be cast on use. Those of libraries cannot be, and all weigh 50 MB at most.
@@ -116,9 +113,11 @@ def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) 
 
     Where even the smallest tiles may not fit, `run_in_tiles` finds out.
     """
-    from ..rddm_core.memory import AUTO_TILE, MIN_TILE, fits_in_one_tile, guidance_bytes, held_bytes, largest_tile
+    from ..rddm_core.memory import MIN_TILE, fits_in_one_tile, guidance_bytes, held_bytes, largest_tile, wanted_bytes
 
-    config = ready(patcher, min(height, AUTO_TILE), min(width, AUTO_TILE)).config
+    # Asked for in full: other models may go, so that a picture's tiles, and what they change, seldom depend on them.
+    wanted = wanted_bytes(patcher.model.config, height, width, samples)
+    config = ready(patcher, round(wanted / USABLE_SHARE)).config
     free = round(USABLE_SHARE * model_management.get_free_memory(patcher.load_device))
     free -= guidance_bytes(config, height, width, samples)
     if model_management.is_device_cpu(patcher.load_device):  # else pictures and results lie in another memory
@@ -128,22 +127,31 @@ def auto_tile(patcher: ModelPatcher, height: int, width: int, samples: int = 1) 
 
 
 def run_in_tiles(
-    patcher: ModelPatcher, size: tuple[int, int], tile: int | None, stage: Callable[[RDDM, int | None], T]
+    patcher: ModelPatcher,
+    size: tuple[int, int],
+    tile: int | Literal["auto"] | None,
+    stage: Callable[[RDDM, int | None], T],
+    samples: int = 1,
 ) -> T:
-    """`stage(networks, tile)` for a picture of that size; where memory runs out, again with tiles of half the side,
-    and where tiles of MIN_TILE do not fit either, on the CPU.
+    """`stage(networks, tile)` for a picture of that size, "auto" with the tile of `auto_tile`; where memory runs out,
+    again with tiles of half the side, and where tiles of MIN_TILE do not fit either, on the CPU.
 
-    Raises the host's out-of-memory error where the CPU's memory was the one that ran out.
+    Raises the error of the exhausted memory where that was the CPU's.
     """
-    from ..rddm_core.memory import MIN_TILE
+    from ..rddm_core.memory import AUTO_TILE, MIN_TILE, network_bytes
 
     height, width = size
+    limit = max(size)
     while True:
-        limit = max(size) if tile is None else tile
         try:
-            return stage(ready(patcher, min(height, limit), min(width, limit)), tile)
+            if tile == "auto":
+                limit = min(limit, AUTO_TILE)  # should not even the networks fit
+                tile = auto_tile(patcher, height, width, samples)
+            limit = max(size) if tile is None else tile
+            needed = network_bytes(patcher.model.config, min(height, limit), min(width, limit))
+            return stage(ready(patcher, needed), tile)
         except Exception as error:
-            model_management.raise_non_oom(error)
+            _raise_unless_out_of_memory(error)
             smaller = min(limit, max(size)) // 2
             if smaller >= MIN_TILE:
                 tile = smaller
@@ -151,32 +159,42 @@ def run_in_tiles(
             elif model_management.is_device_cpu(patcher.load_device):
                 raise
             else:
-                logger.warning("RDDM: not even tiles of %d pixels fit on %s: on the CPU", tile, patcher.load_device)
+                logger.warning("RDDM: not even tiles of %d pixels fit on %s: on the CPU", limit, patcher.load_device)
                 break
         model_management.soft_empty_cache()
     model_management.soft_empty_cache()
-    return stage(_on_cpu(patcher), tile)
+    return stage(_on_cpu(patcher), None if tile == "auto" else tile)
 
 
 def estimate_map(patcher: ModelPatcher, image: Tensor, watch: Callbacks) -> Tensor:
     """`pipeline.estimate_defocus_map`, which needs memory for reduced pictures alone; where even that runs out, on the
     CPU.
 
-    Raises the host's out-of-memory error where the CPU's memory was the one that ran out.
+    Raises the error of the exhausted memory where that was the CPU's.
     """
+    from ..rddm_core.memory import network_bytes
     from ..rddm_core.pipeline import estimate_defocus_map
 
-    side = patcher.model.config.estimator.working_size
+    config = patcher.model.config
+    height, width = (min(side, config.estimator.working_size) for side in image.shape[-2:])
     try:
-        networks = ready(patcher, min(image.shape[-2], side), min(image.shape[-1], side))
+        networks = ready(patcher, network_bytes(config, height, width))
         return estimate_defocus_map(networks, image, callbacks=watch)
     except Exception as error:
-        model_management.raise_non_oom(error)
+        _raise_unless_out_of_memory(error)
         if model_management.is_device_cpu(patcher.load_device):
             raise
     logger.warning("RDDM: the defocus map does not fit on %s: on the CPU", patcher.load_device)
     model_management.soft_empty_cache()
     return estimate_defocus_map(_on_cpu(patcher), image, callbacks=watch)
+
+
+def _raise_unless_out_of_memory(error: Exception) -> None:
+    """The host knows what GPUs raise, the core what torch raises on a CPU."""
+    from ..rddm_core.memory import ran_out_of_memory
+
+    if not ran_out_of_memory(error):
+        model_management.raise_non_oom(error)
 
 
 def _on_cpu(patcher: ModelPatcher) -> RDDM:

@@ -57,7 +57,7 @@ class RDDMPreDeblur(io.ComfyNode):
         guess = host.run_in_tiles(
             model,
             size,
-            host.auto_tile(model, *size),
+            "auto",
             lambda networks, tile: pre_deblur(networks, blurred, defocus_map, tile=tile, callbacks=watch),
         )
         return io.NodeOutput(host.to_intermediate(layout.image(guess, alpha)))

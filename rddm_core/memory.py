@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from .config import RDDMConfig
 from .networks.deconvolution import CONTEXT, RAMP
 from .orientation import COUNT
-from .tiling import FEATHER
+from .tiling import FEATHER, round_up
 
 AUTO_TILE = 1408
 """tile="auto" without a budget: pictures up to the area of such a tile are processed whole, larger ones in tiles.
@@ -103,6 +104,13 @@ def largest_tile(config: RDDMConfig, memory: int, width: int, samples: int = 1) 
     """
     sides = range(AUTO_TILE, 0, -64)
     return next((side for side in sides if _tile_bytes(config, side, width, samples) <= memory), 0)
+
+
+def wanted_bytes(config: RDDMConfig, height: int, width: int, samples: int = 1) -> int:
+    """What the networks' device should have free for the tiles that tile="auto" takes without a budget: of AUTO_TILE,
+    or as large as a smaller picture. With the guidance of the whole picture."""
+    side = min(AUTO_TILE, round_up(math.isqrt(max(height, FEATHER) * max(width, FEATHER) - 1) + 1, 64))
+    return _tile_bytes(config, side, width, samples) + guidance_bytes(config, height, width, samples)
 
 
 def guidance_bytes(config: RDDMConfig, height: int, width: int, samples: int = 1) -> int:

@@ -26,7 +26,7 @@ import { textsIn } from "./texts.js";
 /**
  * A graph inside a node, with the slots that lead out of it.
  * @typedef {NonNullable<LGraphNode["graph"]> & {
- *   outputs: {connect(slot: LGraphNode["outputs"][number], node: LGraphNode): unknown}[],
+ *   outputs: {linkIds: number[], connect(slot: LGraphNode["outputs"][number], node: LGraphNode): unknown}[],
  * }} Subgraph
  */
 

@@ -2,21 +2,28 @@
  * A button on RDDM Defocus Map that opens the host's mask editor with the estimated map in it.
  *
  * The node saves the photograph with the map as transparency; the mask editor takes exactly that, from a Load Image
- * node. Once the user has saved in the editor, what the map was connected to is connected to that node instead.
+ * node. Once the user has saved in the editor, what the map was connected to is connected to that node instead, and to
+ * the map again should that node be removed.
  */
 
 import { afterCallback, app, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
+/** @typedef {import("./host.js").Subgraph} Subgraph */
 
 const NODE = "RDDMDefocusMap";
+const LOADER = "LoadImage";
 /** Key of the saved pictures in the node's results. */
 const RESULT = "rddm_paintable";
+/** Key of how many pictures there were; the saved one is the first of them. */
+const PICTURES = "rddm_pictures";
 /** Of the button; what it says is in `texts.js`. */
 const WIDGET = "correct by hand";
 /** Key in the properties of the Load Image node: id of the node whose map it corrects. */
 const CORRECTS = "rddm_corrects";
+/** Key in the same: what the map was connected to, `[node, input][]`. */
+const TARGETS = "rddm_targets";
 /** Output of Load Image that is its mask. */
 const MASK_SLOT = 1;
 /** What a link inside a subgraph has as its target if it leads out of it. */
@@ -59,6 +66,8 @@ async function correct(node) {
   const loader = addLoader(node, paintable);
   if (!loader) return;
   if (await hasPicture(loader)) {
+    const [pictures] = resultsOf(node)?.[PICTURES] ?? [1];
+    if (pictures > 1) tell(text("firstOfBatch", pictures));
     await edit(node, loader, () => loader.graph?.remove(loader));
   } else {
     loader.graph?.remove(loader);
@@ -83,7 +92,7 @@ function loaderOf(node) {
  */
 function addLoader(node, file) {
   const { LiteGraph } = /** @type {{LiteGraph: import("./host.js").NodeFactory}} */ (/** @type {unknown} */ (window));
-  const loader = LiteGraph.createNode("LoadImage", texts()("correctedMap"));
+  const loader = LiteGraph.createNode(LOADER, texts()("correctedMap"));
   const image = loader && imageOf(loader);
   if (!loader || !image || !node.graph) return undefined;
   loader.pos = [node.pos[0], node.pos[1] + node.size[1] + 2 * GAP];
@@ -128,24 +137,82 @@ async function edit(node, loader, cancelled) {
 }
 
 /**
- * Connect what the map of `node` goes to with the mask of `loader`.
+ * Connect what the map of `node` goes to with the mask of `loader`, which remembers it.
  * @param {LGraphNode} node
  * @param {LGraphNode} loader
  */
 function moveLinks(node, loader) {
   const { graph } = node;
-  const slot = node.outputs.findIndex(({ type }) => type === "MASK");
-  for (const id of [...(node.outputs[slot]?.links ?? [])]) {
-    const link = graph?.getLink(id);
-    if (!graph || !link) continue;
-    if (String(link.target_id) === OUTSIDE) {
-      const { outputs } = /** @type {import("./host.js").Subgraph} */ (graph);
-      outputs[link.target_slot].connect(loader.outputs[MASK_SLOT], loader);
-      continue;
-    }
-    const target = graph.getNodeById(link.target_id);
-    if (target) loader.connect(MASK_SLOT, target, link.target_slot);
+  if (!graph) return;
+  /** @type {[string, number][]} */
+  const targets = [];
+  for (const id of node.outputs[mapSlot(node)]?.links ?? []) {
+    const link = graph.getLink(id);
+    if (link) targets.push([String(link.target_id), link.target_slot]);
   }
+  for (const [id, slot] of targets) connect(graph, loader, MASK_SLOT, id, slot);
+  loader.properties[TARGETS] = [...targetsOf(loader), ...targets];
+}
+
+/**
+ * Connect what the mask of the removed `loader` went to with the estimated map again.
+ * @param {NonNullable<LGraphNode["graph"]>} graph
+ * @param {LGraphNode} loader
+ */
+function giveBack(graph, loader) {
+  const found = graph.nodes.find(({ id }) => String(id) === String(loader.properties[CORRECTS]));
+  const node = /** @type {LGraphNode | undefined} */ (found);
+  if (node?.comfyClass !== NODE || loaderOf(node)) return;
+  for (const [id, slot] of targetsOf(loader)) {
+    const { outputs } = /** @type {Subgraph} */ (graph);
+    const taken = id === OUTSIDE ? outputs[slot]?.linkIds.length : graph.getNodeById(id)?.inputs[slot]?.link != null;
+    if (!taken) connect(graph, node, mapSlot(node), id, slot);
+  }
+}
+
+/**
+ * @param {LGraphNode} loader
+ * @returns {[string, number][]}
+ */
+function targetsOf(loader) {
+  const remembered = /** @type {any} */ (loader.properties[TARGETS]);
+  return Array.isArray(remembered) ? remembered : [];
+}
+
+/** @param {LGraphNode} node */
+function mapSlot(node) {
+  return node.outputs.findIndex(({ type }) => type === "MASK");
+}
+
+/**
+ * Connect an output with an input of the node `id`, if there is one, or with an output of the subgraph.
+ * @param {NonNullable<LGraphNode["graph"]>} graph
+ * @param {LGraphNode} from
+ * @param {number} output
+ * @param {string} id
+ * @param {number} slot
+ */
+function connect(graph, from, output, id, slot) {
+  if (id === OUTSIDE) {
+    /** @type {Subgraph} */ (graph).outputs[slot]?.connect(from.outputs[output], from);
+    return;
+  }
+  const target = graph.getNodeById(id);
+  if (target) from.connect(output, target, slot);
+}
+
+/**
+ * Give the links back when a node that corrects a map is removed by itself.
+ * @param {LGraphNode} loader
+ */
+function watchRemoval(loader) {
+  afterCallback(loader, "onRemoved", () => {
+    const { graph } = loader;
+    // Called too when the whole graph goes, which leaves `loader.graph` as it was.
+    queueMicrotask(() => {
+      if (graph && !loader.graph) giveBack(graph, loader);
+    });
+  });
 }
 
 /**
@@ -169,5 +236,6 @@ app.registerExtension({
   name: "RDDM.PaintMap",
   nodeCreated(node) {
     if (node.comfyClass === NODE) addButton(/** @type {LGraphNode} */ (node));
+    if (node.comfyClass === LOADER) watchRemoval(/** @type {LGraphNode} */ (node));
   },
 });

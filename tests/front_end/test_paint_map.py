@@ -19,6 +19,10 @@ PRESS = f"""() => {{
   const node = {NODES}.find((node) => node.type === "RDDMDefocusMap");
   node.widgets.find((widget) => widget.name === "correct by hand").callback();
 }}"""
+DELETE = f"""() => {{
+  app.canvas.selectNode({NODES}.find((node) => node.type === "LoadImage"));
+  app.canvas.deleteSelected();
+}}"""
 SOURCE = f"""() => {{
   const target = {NODES}.find((node) => node.type === "MaskPreview");
   return target.getInputNode(0)?.type + "/" + target.getInputLink(0)?.origin_slot;
@@ -64,12 +68,13 @@ def workflow() -> dict[str, Any]:
     return {"last_node_id": 2, "last_link_id": 1, "nodes": nodes, "links": links, "groups": [], "version": 0.4}
 
 
-def run(front_end: FrontEnd, mock_host: MockHost, name: str, node: str = "1") -> None:
-    """As if that node had estimated a map: half the photograph is out of focus."""
+def run(front_end: FrontEnd, mock_host: MockHost, name: str, node: str = "1", pictures: int = 1) -> None:
+    """As if that node had estimated maps: half of the first photograph is out of focus."""
     picture = Image.new("RGBA", SIZE, (200, 60, 60, 255))
     picture.paste((200, 60, 60, 0), (0, 0, SIZE[0] // 2, SIZE[1]))
     picture.save(mock_host.files / name)
-    mock_host.results = {node: {"rddm_paintable": [{"filename": name, "subfolder": "", "type": "temp"}]}}
+    file = {"filename": name, "subfolder": "", "type": "temp"}
+    mock_host.results = {node: {"rddm_paintable": [file], "rddm_pictures": [pictures]}}
     before = len(mock_host.prompts)
     front_end.page.evaluate("() => app.queuePrompt(0, 1)")
     front_end.wait_for(lambda: len(mock_host.prompts) > before)
@@ -192,6 +197,49 @@ def test_pressed_again_it_opens_what_was_corrected(page: FrontEnd, mock_host: Mo
     assert page.page.evaluate(SOURCE) == "LoadImage/1"
 
 
+@pytest.mark.parametrize("reloaded", [False, True], ids=["at once", "after loading"])
+def test_without_the_corrected_map_the_estimated_one_counts_again(
+    page: FrontEnd, mock_host: MockHost, reloaded: bool
+) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    if reloaded:
+        saved, _ = page.graph()
+        page.load(saved)
+    page.page.evaluate(DELETE)
+    page.wait(f"({SOURCE})() === 'RDDMDefocusMap/0'")
+    assert page.page.evaluate(f"() => {NODES}.length") == 2
+    page.page.evaluate(PRESS)  # begins anew
+    save_in_the_editor(page)
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    assert page.page.evaluate(f"() => {NODES}.length") == 3
+
+
+def test_what_was_connected_otherwise_since_then_stays_so(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    other = """() => {
+      const node = window.LiteGraph.createNode("SolidMask");
+      app.canvas.graph.add(node);
+      node.connect(0, app.canvas.graph.nodes.find((node) => node.type === "MaskPreview"), 0);
+    }"""
+    page.page.evaluate(other)
+    page.page.evaluate(DELETE)
+    page.pause(500)
+    assert page.page.evaluate(SOURCE) == "SolidMask/0"
+
+
+def test_of_a_batch_it_says_that_one_map_serves_all(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png", pictures=3)
+    page.page.evaluate(PRESS)
+    page.page.get_by_text("first of 3 pictures").first.wait_for(timeout=20_000)
+    page.page.locator("[role=dialog] button", has_text="Cancel").click()
+
+
 def test_a_copy_of_the_node_corrects_a_map_of_its_own(page: FrontEnd, mock_host: MockHost) -> None:
     run(page, mock_host, "map.png")
     page.page.evaluate(PRESS)
@@ -232,7 +280,7 @@ def test_nothing_watches_a_graph_that_is_gone(page: FrontEnd, mock_host: MockHos
     page.page.locator("[role=dialog] button", has_text="Cancel").click()
 
 
-def test_inside_a_subgraph_its_output_gets_the_corrected_map_too(page: FrontEnd, mock_host: MockHost) -> None:
+def test_inside_a_subgraph_its_output_follows_too(page: FrontEnd, mock_host: MockHost) -> None:
     page.load(json.loads(BLUEPRINT.read_text(encoding="utf-8")))
     page.page.evaluate("() => app.canvas.setGraph([...app.rootGraph.subgraphs.values()][0])")
     name = page.page.evaluate(f"() => '1:' + {NODES}.find(({{ type }}) => type === 'RDDMDefocusMap').id")
@@ -248,4 +296,8 @@ def test_inside_a_subgraph_its_output_gets_the_corrected_map_too(page: FrontEnd,
     slot = "app.canvas.graph.outputs.find(({ name }) => name === 'map')"
     origin = f"() => app.canvas.graph.getNodeById(app.canvas.graph.getLink({slot}.linkIds[0]).origin_id).type"
     assert page.page.evaluate(origin) == "LoadImage"
+    page.page.evaluate(DELETE)
+    page.pause(500)
+    assert set(page.page.evaluate(sources)) == {"RDDMDefocusMap"}
+    assert page.page.evaluate(origin) == "RDDMDefocusMap"
     page.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")

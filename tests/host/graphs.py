@@ -61,15 +61,20 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         if node["type"] in NOT_EXECUTED:
             continue
         linked = {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
-        values = list(node.get("widgets_values", []))
-        inputs: dict[str, Any] = {}
-        for group in ("required", "optional"):
-            schema = object_info[node["type"]]["input"].get(group, {})
-            _take(schema, "", values, inputs, may_lack=group == "optional")
-        if values:
-            raise ValueError(f"{node['type']}: widget values are left over: {values}")
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": {**inputs, **linked}}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": {**widget_inputs(node, object_info), **linked}}
     return prompt
+
+
+def widget_inputs(node: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """What the widgets of a saved node hold, by name. Raises ValueError where values are left over or missing."""
+    values = list(node.get("widgets_values", []))
+    inputs: dict[str, Any] = {}
+    for group in ("required", "optional"):
+        schema = object_info[node["type"]]["input"].get(group, {})
+        _take(schema, "", values, inputs, may_lack=group == "optional")
+    if values:
+        raise ValueError(f"{node['type']}: widget values are left over: {values}")
+    return inputs
 
 
 def _take(

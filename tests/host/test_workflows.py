@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from .graphs import NOT_EXECUTED, to_prompt
+from .graphs import NOT_EXECUTED, to_prompt, widget_inputs
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -117,6 +117,10 @@ def test_blueprints_fit_the_schema(path: Path) -> None:
     assert node["type"] == subgraph["id"] and subgraph["name"] == path.stem == node["title"]
     inside = {inner["id"]: inner for inner in subgraph["nodes"]}
     assert [inner["type"] for inner in inside.values()] == STAGES
+    for inner in inside.values():
+        schema = {name: rest for group in SCHEMA[inner["type"]]["input"].values() for name, (_, *rest) in group.items()}
+        for name, value in widget_inputs(inner, SCHEMA).items():
+            assert schema[name][0].get("default", value) == value  # what a new node of that kind has
     for side in ("inputs", "outputs"):
         assert [slot["type"] for slot in node[side]] == [slot["type"] for slot in subgraph[side]]
     for link in subgraph["links"]:

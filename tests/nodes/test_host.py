@@ -87,6 +87,7 @@ def test_interrupt_reaches_the_other_stages(
 
 def test_the_host_loads_the_model(sample: Callable[..., Any], model: Any, fake_host: SimpleNamespace) -> None:
     sample()
+    assert fake_host.management.load_calls
     for patcher, needed, full in fake_host.management.load_calls:
         assert patcher is model and full and needed > 0
 
@@ -112,6 +113,36 @@ def test_tiles_fit_into_what_is_free(
     assert host.auto_tile(model, 200, 300) is None
 
 
+def test_other_models_make_room_for_the_usual_tiles(
+    submodule: Submodule, model: Any, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a picture's tiles, and with them its last digits, would depend on what the graph has run before."""
+    host, memory, management = submodule("nodes.host"), submodule("rddm_core.memory"), fake_host.management
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(management, "free_memory", 3e8)
+
+    def unload(models: list[Any], memory_required: float = 0, force_full_load: bool = False) -> None:
+        management.free_memory = max(management.free_memory, memory_required)
+
+    monkeypatch.setattr(management, "load_models_gpu", unload)
+    assert host.auto_tile(model, 900, 1100) is None
+    assert host.auto_tile(model, 3000, 4000, samples=8) == memory.AUTO_TILE
+
+
+def test_a_reduced_picture_gets_the_tiles_of_its_own_size(
+    pack: SimpleNamespace, model: Any, submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, memory = submodule("rddm_core.pipeline"), submodule("rddm_core.memory")
+    monkeypatch.setattr(memory, "AUTO_TILE", 256)
+    picture = torch.rand(1, 300, 600, 3, generator=torch.Generator().manual_seed(3))
+    inputs = {"model": model, "image": picture, "seed": 0, "steps": 1, "strength": 1.0}
+    size = {"working_size": "manual", "size": 320}
+    image, _ = pack.nodes["RDDMDeblur"].execute(**inputs, working_size=size).result
+    settings = core.DeblurSettings(steps=1, working_size=320, tile=None)
+    wanted = core.deblur(model.model, picture.movedim(-1, 1), settings=settings).image
+    assert torch.equal(image, wanted.movedim(1, -1))
+
+
 def test_weights_left_behind_are_fetched(
     sample: Callable[..., Any], model: Any, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +151,10 @@ def test_weights_left_behind_are_fetched(
     monkeypatch.setattr(model, "loaded", 0)
     sample()
     assert model.loaded_size() == model.model_size()
+
+
+CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000 bytes. Error code 12"
+"""What torch raises on a CPU, as a plain RuntimeError, which the host does not take for a lack of memory."""
 
 
 @pytest.fixture
@@ -134,7 +169,7 @@ def limited(submodule: Submodule, monkeypatch: pytest.MonkeyPatch) -> Callable[.
             tried.append(tile)
             side = max(picture.shape[-2:]) if tile is None else tile
             if min(side, picture.shape[-2]) * min(side, picture.shape[-1]) > pixels:
-                raise torch.OutOfMemoryError("out of memory")
+                raise RuntimeError(CPU_MEMORY)
             return original(networks, picture, *args, tile=tile, **options)
 
         monkeypatch.setattr(core, stage, run)
@@ -168,7 +203,7 @@ def test_pre_deblur_halves_too(pack: SimpleNamespace, model: Any, limited: Calla
 
 def test_below_the_smallest_tile_the_error_stands(sample: Callable[..., Any], limited: Callable[..., Any]) -> None:
     tried = limited("sample_residual", 0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
         sample(pre_deblurred=torch.rand(1, 300, 300, 3))
     assert tried == [None, 150]
 
@@ -207,6 +242,26 @@ def test_a_map_asks_for_memory_for_a_reduced_picture(
     pack.nodes[node].execute(model=model, image=picture)
     asked = fake_host.management.load_calls[0][1]
     assert asked == memory.network_bytes(model.model.config, side, side)
+
+
+def test_weights_that_do_not_fit_on_a_gpu_are_used_on_the_cpu(
+    pack: SimpleNamespace,
+    model: Any,
+    photo: Tensor,
+    painted: Tensor,
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def guess() -> Tensor:
+        return pack.nodes["RDDMPreDeblur"].execute(model=model, image=photo, map=painted).result[0]
+
+    def full(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    wanted = guess()
+    monkeypatch.setattr(fake_host.management, "load_models_gpu", full)
+    monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
+    assert torch.equal(guess(), wanted)
 
 
 def test_a_map_that_does_not_fit_on_a_gpu_is_made_on_the_cpu(

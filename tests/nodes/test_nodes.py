@@ -190,6 +190,28 @@ def test_coloured_map(call: Callable[..., Any], model: Any, photo: Tensor, submo
     assert torch.allclose(ramp[:, -1], torch.tensor(colours.COLOURS[-1]))
 
 
+def test_the_picture_for_the_mask_editor(
+    pack: SimpleNamespace, model: Any, photo: Tensor, submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first photograph, the map its transparency; small, because every run saves one."""
+    module, shown = submodule("nodes.defocus_map"), []
+
+    def preview(image: Tensor, cls: Any) -> SimpleNamespace:
+        shown.append(image)
+        return SimpleNamespace(values=["a file"])
+
+    monkeypatch.setattr(module.ui, "PreviewImage", preview)
+    output = pack.nodes["RDDMDefocusMap"].execute(model=model, image=photo)
+    assert output.ui == {"rddm_paintable": ["a file"], "rddm_pictures": [2]}
+    assert torch.equal(shown[0][..., :3], photo[:1])
+    assert torch.allclose(1 - shown[0][..., 3], output.result[0][:1])
+    monkeypatch.setattr(module, "PAINTED_SIZE", 45)
+    pack.nodes["RDDMDefocusMap"].execute(model=model, image=photo)
+    assert shown[1].shape == (1, 35, 45, 4)
+    halved = photo[:1].unflatten(2, (45, 2)).unflatten(1, (35, 2)).mean(dim=(2, 4))
+    assert (shown[1][..., :3] - halved).abs().mean() < 0.1
+
+
 def test_one_pixel(call: Callable[..., Any], model: Any) -> None:
     for result in chain(call, model, torch.full((1, 1, 1, 3), 0.5)):
         assert torch.isfinite(result).all()
