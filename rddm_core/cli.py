@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except (MemoryError, RuntimeError) as error:
-            from .scale.job import ran_out_of_memory
+            from .memory import ran_out_of_memory
 
             if not ran_out_of_memory(error):
                 raise
