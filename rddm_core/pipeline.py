@@ -28,7 +28,7 @@ from .callbacks import Callbacks
 from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
 from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
 from .networks.deconvolution import CONTEXT
-from .networks.defocus_estimator import reduce_to
+from .networks.defocus_estimator import enlarge_to, reduce_to
 from .networks.model import RDDM
 from .optics import radius_from_map, scale_map
 from .orientation import orientation_of_sample, turned, turned_back
@@ -121,11 +121,12 @@ def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = C
     maps = []
     for b in range(len(image)):
         callbacks.check()
-        # Reduced where the picture lies: MPS has no antialiasing before torch 2.7.
+        # Reduced and enlarged where the picture lies: MPS has no antialiasing before torch 2.7, and no device but the
+        # picture's need hold a map of its size.
         reduced = reduce_to(image[b : b + 1].float(), model.config.estimator.working_size)
-        logits = model.estimator(reduced.to(_device(model)), (image.shape[-2], image.shape[-1]))
+        logits = model.estimator(reduced.to(_device(model)))
         _check_outcome(logits, model, "defocus map")
-        maps.append(torch.sigmoid(logits.float()).to(image.device))
+        maps.append(torch.sigmoid(enlarge_to(logits.to(image.device), (image.shape[-2], image.shape[-1]))))
     return _stack(maps)
 
 
