@@ -225,6 +225,7 @@ def sample_residual(
     """
     _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
     _check_sampling(steps, samples, eta)
+    timesteps = _timesteps(model, steps, schedule)
     pre_deblurred = pre_deblurred.float()
     defocus_map = _fit_map(defocus_map, pre_deblurred, "defocus_map")
     batch, _, height, width = pre_deblurred.shape
@@ -234,7 +235,7 @@ def sample_residual(
     if guidance is not None:
         _check_guidance(model, guidance, pre_deblurred)
     seeds = _seeds(seed, batch)
-    evaluations = len(plan_tiles(height, width, tile, model.stride)) * samples * (steps or model.recommended_steps)
+    evaluations = len(plan_tiles(height, width, tile, model.stride)) * samples * len(timesteps)
     residual = pre_deblurred.new_empty(shape)
     for b in range(batch):
         watch = callbacks if b == 0 else replace(callbacks, preview=None)
@@ -245,9 +246,8 @@ def sample_residual(
             guidance=None if guidance is None else [stage[b : b + 1] for stage in guidance],
             seed=seeds[b],
             samples=samples,
-            steps=steps,
+            timesteps=timesteps,
             eta=eta,
-            schedule=schedule,
             noise=None if noise is None else noise[b],
             tile=tile,
             callbacks=watch.part(b * evaluations, batch * evaluations),
@@ -264,12 +264,11 @@ def _residual_bands(
     *,
     seed: int,
     samples: int,
-    steps: int,
+    timesteps: Sequence[tuple[int, int]],
     eta: float,
     tile: int | None,
     callbacks: Callbacks,
     guidance: Sequence[Tensor] | None = None,
-    schedule: Schedule = "uniform",
     noise: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The work of `sample_residual` for one picture: yields rows and their residual [N, 3, h, W], from top to bottom.
@@ -279,7 +278,6 @@ def _residual_bands(
     """
     height, width = guess.shape[-2:]
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
-    timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
     padded = tiles[-1].rows.stop, tiles[-1].columns.stop
     scale = map_scale(model.config.estimator.working_size, height, width)
@@ -381,10 +379,11 @@ def deblur(
 
     A `defocus_map` [B or 1, 1, h, w] replaces every estimated one; `mask` [B or 1, 1, h, w] says where the
     result is applied. Without `keep_stages` the result holds neither I_p nor the residuals, and a large picture
-    takes less than half the memory. Raises ValueError for inputs that do not fit, and where `settings.memory` is too
-    little.
+    takes less than half the memory. Raises ValueError for inputs that do not fit, more steps than the checkpoint's T,
+    and where `settings.memory` is too little.
     """
     settings = settings or DeblurSettings()
+    timesteps = _timesteps(model, settings.steps)  # too many are refused before any work
     _check_picture(image, "image")
     image = image.float()
     batch, _, height, width = image.shape
@@ -409,7 +408,7 @@ def deblur(
         for size in sizes
     ]
     counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
-    evaluations = settings.samples * (settings.steps or model.recommended_steps)
+    evaluations = settings.samples * len(timesteps)
     total = done + sum(count * (1 + evaluations) + second_map for count in counts)
     callbacks.report(done, total)
 
@@ -432,7 +431,7 @@ def deblur(
             small_map,
             seed=seeds[b],
             samples=settings.samples,
-            steps=settings.steps,
+            timesteps=timesteps,
             eta=settings.eta,
             tile=tiles[b],
             callbacks=watch.part(done, total),
@@ -585,6 +584,11 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _enlarge(change: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(change, size=size, mode="bicubic", align_corners=False)
+
+
+def _timesteps(model: RDDM, steps: int, schedule: Schedule = "uniform") -> list[tuple[int, int]]:
+    """Of the checkpoint's schedule; 0 steps for its recommendation. Raises ValueError for more than it has."""
+    return sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
 
 
 def _device(model: RDDM) -> torch.device:

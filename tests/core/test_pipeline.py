@@ -644,6 +644,13 @@ def test_bad_sampling_options(options: dict[str, Any], message: str) -> None:
         sample_residual(oracle, torch.zeros(2, 3, 8, 8), torch.zeros(1, 1, 8, 8), **options)
 
 
+def test_steps_beyond_the_schedule_are_refused_before_any_work() -> None:
+    oracle = make_oracle()
+    with pytest.raises(ValueError, match="between 1 and 1300, not 1301"):
+        deblur(oracle, torch.zeros(1, 3, 8, 8), settings=DeblurSettings(steps=1301))
+    assert not oracle.estimated and not oracle.first_maps
+
+
 @pytest.mark.parametrize(
     "options",
     [
