@@ -497,7 +497,8 @@ def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_
     [.., h, w] gives radii in pixels of the estimator's working size (`optics.map_from_radius`).
     """
     long_side = max(height, width)
-    cells = F.adaptive_avg_pool2d(defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float(), 64)
+    whole = defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float()
+    cells = F.adaptive_avg_pool2d(whole.cpu(), 64)  # MPS pools only what the cells divide evenly
     radius = float(torch.quantile(radius_from_map(cells), 0.9)) * map_scale(estimator_size, height, width)
     if radius <= MAX_TRAINED_RADIUS:
         return None
@@ -532,7 +533,9 @@ class _Preview:
         top, bottom = (round(y * self.scale) for y in (tile.rows.first, tile.rows.last))
         left, right = (round(x * self.scale) for x in (tile.columns.first, tile.columns.last))
         area = self.canvas[..., top : max(bottom, top + 1), left : max(right, left + 1)]
-        area.copy_(_resize(estimate[tile.kept].clamp(0, 1), (area.shape[-2], area.shape[-1])))
+        # Where the canvas lies: the model's device may lack antialiasing, as MPS does before torch 2.7.
+        shown = estimate[tile.kept].clamp(0, 1).to(area.device)
+        area.copy_(_resize(shown, (area.shape[-2], area.shape[-1])))
         self.callback(self.canvas.clone())
 
 
