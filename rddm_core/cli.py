@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except (MemoryError, RuntimeError) as error:
-            from .scale.job import ran_out_of_memory
+            from .memory import ran_out_of_memory
 
             if not ran_out_of_memory(error):
                 raise
@@ -433,9 +433,11 @@ def _work(args: argparse.Namespace) -> Work:
 
     work = Work(_settings(args), *_model_choice(args), max_pixels=args.max_pixels or DEFAULT_MAX_PIXELS)
     try:
-        read_info(work.checkpoint)  # before anything is started that needs it
+        info = read_info(work.checkpoint)  # before anything is started that needs it
     except CheckpointError as error:
         raise CommandError(str(error)) from error
+    if args.steps > (most := info.config.diffusion.timesteps):
+        raise CommandError(f"--steps must be at most {most}, as many as the weights know, not {args.steps}")
     return work
 
 

@@ -1,9 +1,11 @@
-"""What a picture takes of memory, and the tiles that a budget allows."""
+"""What a picture takes of memory, the tiles that a budget allows, and the signs that it ran out."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+import torch
 
 from .config import RDDMConfig
 from .networks.deconvolution import CONTEXT, RAMP
@@ -27,6 +29,15 @@ OVERHEAD = 3.5
 """What the operating system may count on a CPU for a byte of live tensors: convolutions hold copies in layouts of their
 own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6 with AVX2. With AVX-512
 it is more: at 3.0, 45 megapixels took 2.07 of 2 GB, at 3.5 they take 1.86 (`python -m benchmarks --only large`)."""
+SIGNS_OF_EXHAUSTION = (
+    "out of memory",  # devices
+    "defaultcpuallocator",
+    "not enough memory",
+    "can't allocate memory",
+    "could not create a primitive",  # oneDNN, which does not even name it
+    "can't start new thread",  # no memory for its stack
+)
+"""In lower case, in the text of a RuntimeError: torch has no error of its own for it on the CPU and on MPS."""
 
 
 def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
@@ -60,6 +71,17 @@ def held_bytes(height: int, width: int, samples: int = 1, keep_stages: bool = Fa
     results = 12 if samples == 1 and not keep_stages else 12 + 12 * samples
     residuals = 12 * samples if keep_stages else 0
     return (12 + 4 + results + residuals) * height * width
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether that is why: MemoryError, torch's error for devices, or a RuntimeError with one of SIGNS_OF_EXHAUSTION.
+
+    Other errors are not read: they may name a file with such words in its path.
+    """
+    # torch.OutOfMemoryError by the name that older versions have as well.
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS_OF_EXHAUSTION)
 
 
 def fits_in_one_tile(height: int, width: int, side: int) -> bool:

@@ -28,7 +28,7 @@ from .callbacks import Callbacks
 from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
 from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
 from .networks.deconvolution import CONTEXT
-from .networks.defocus_estimator import reduce_to
+from .networks.defocus_estimator import enlarge_to, reduce_to
 from .networks.model import RDDM
 from .optics import radius_from_map, scale_map
 from .orientation import orientation_of_sample, turned, turned_back
@@ -121,11 +121,12 @@ def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = C
     maps = []
     for b in range(len(image)):
         callbacks.check()
-        # Reduced where the picture lies: MPS has no antialiasing before torch 2.7.
+        # Reduced and enlarged where the picture lies: MPS has no antialiasing before torch 2.7, and no device but the
+        # picture's need hold a map of its size.
         reduced = reduce_to(image[b : b + 1].float(), model.config.estimator.working_size)
-        logits = model.estimator(reduced.to(_device(model)), (image.shape[-2], image.shape[-1]))
+        logits = model.estimator(reduced.to(_device(model)))
         _check_outcome(logits, model, "defocus map")
-        maps.append(torch.sigmoid(logits.float()).to(image.device))
+        maps.append(torch.sigmoid(enlarge_to(logits.to(image.device), (image.shape[-2], image.shape[-1]))))
     return _stack(maps)
 
 
@@ -224,6 +225,7 @@ def sample_residual(
     """
     _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
     _check_sampling(steps, samples, eta)
+    timesteps = _timesteps(model, steps, schedule)
     pre_deblurred = pre_deblurred.float()
     defocus_map = _fit_map(defocus_map, pre_deblurred, "defocus_map")
     batch, _, height, width = pre_deblurred.shape
@@ -233,7 +235,7 @@ def sample_residual(
     if guidance is not None:
         _check_guidance(model, guidance, pre_deblurred)
     seeds = _seeds(seed, batch)
-    evaluations = len(plan_tiles(height, width, tile, model.stride)) * samples * (steps or model.recommended_steps)
+    evaluations = len(plan_tiles(height, width, tile, model.stride)) * samples * len(timesteps)
     residual = pre_deblurred.new_empty(shape)
     for b in range(batch):
         watch = callbacks if b == 0 else replace(callbacks, preview=None)
@@ -244,9 +246,8 @@ def sample_residual(
             guidance=None if guidance is None else [stage[b : b + 1] for stage in guidance],
             seed=seeds[b],
             samples=samples,
-            steps=steps,
+            timesteps=timesteps,
             eta=eta,
-            schedule=schedule,
             noise=None if noise is None else noise[b],
             tile=tile,
             callbacks=watch.part(b * evaluations, batch * evaluations),
@@ -263,12 +264,11 @@ def _residual_bands(
     *,
     seed: int,
     samples: int,
-    steps: int,
+    timesteps: Sequence[tuple[int, int]],
     eta: float,
     tile: int | None,
     callbacks: Callbacks,
     guidance: Sequence[Tensor] | None = None,
-    schedule: Schedule = "uniform",
     noise: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """The work of `sample_residual` for one picture: yields rows and their residual [N, 3, h, W], from top to bottom.
@@ -278,7 +278,6 @@ def _residual_bands(
     """
     height, width = guess.shape[-2:]
     alpha_bars = make_alpha_bars(model.config.diffusion).tolist()
-    timesteps = sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
     tiles = plan_tiles(height, width, tile, model.stride)
     padded = tiles[-1].rows.stop, tiles[-1].columns.stop
     scale = map_scale(model.config.estimator.working_size, height, width)
@@ -380,10 +379,11 @@ def deblur(
 
     A `defocus_map` [B or 1, 1, h, w] replaces every estimated one; `mask` [B or 1, 1, h, w] says where the
     result is applied. Without `keep_stages` the result holds neither I_p nor the residuals, and a large picture
-    takes less than half the memory. Raises ValueError for inputs that do not fit, and where `settings.memory` is too
-    little.
+    takes less than half the memory. Raises ValueError for inputs that do not fit, more steps than the checkpoint's T,
+    and where `settings.memory` is too little.
     """
     settings = settings or DeblurSettings()
+    timesteps = _timesteps(model, settings.steps)  # too many are refused before any work
     _check_picture(image, "image")
     image = image.float()
     batch, _, height, width = image.shape
@@ -408,7 +408,7 @@ def deblur(
         for size in sizes
     ]
     counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
-    evaluations = settings.samples * (settings.steps or model.recommended_steps)
+    evaluations = settings.samples * len(timesteps)
     total = done + sum(count * (1 + evaluations) + second_map for count in counts)
     callbacks.report(done, total)
 
@@ -431,7 +431,7 @@ def deblur(
             small_map,
             seed=seeds[b],
             samples=settings.samples,
-            steps=settings.steps,
+            timesteps=timesteps,
             eta=settings.eta,
             tile=tiles[b],
             callbacks=watch.part(done, total),
@@ -497,7 +497,8 @@ def choose_working_size(defocus_map: Tensor, height: int, width: int, estimator_
     [.., h, w] gives radii in pixels of the estimator's working size (`optics.map_from_radius`).
     """
     long_side = max(height, width)
-    cells = F.adaptive_avg_pool2d(defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float(), 64)
+    whole = defocus_map.reshape(1, 1, *defocus_map.shape[-2:]).float()
+    cells = F.adaptive_avg_pool2d(whole.cpu(), 64)  # MPS pools only what the cells divide evenly
     radius = float(torch.quantile(radius_from_map(cells), 0.9)) * map_scale(estimator_size, height, width)
     if radius <= MAX_TRAINED_RADIUS:
         return None
@@ -532,7 +533,9 @@ class _Preview:
         top, bottom = (round(y * self.scale) for y in (tile.rows.first, tile.rows.last))
         left, right = (round(x * self.scale) for x in (tile.columns.first, tile.columns.last))
         area = self.canvas[..., top : max(bottom, top + 1), left : max(right, left + 1)]
-        area.copy_(_resize(estimate[tile.kept].clamp(0, 1), (area.shape[-2], area.shape[-1])))
+        # Where the canvas lies: the model's device may lack antialiasing, as MPS does before torch 2.7.
+        shown = estimate[tile.kept].clamp(0, 1).to(area.device)
+        area.copy_(_resize(shown, (area.shape[-2], area.shape[-1])))
         self.callback(self.canvas.clone())
 
 
@@ -584,6 +587,11 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _enlarge(change: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(change, size=size, mode="bicubic", align_corners=False)
+
+
+def _timesteps(model: RDDM, steps: int, schedule: Schedule = "uniform") -> list[tuple[int, int]]:
+    """Of the checkpoint's schedule; 0 steps for its recommendation. Raises ValueError for more than it has."""
+    return sampling_timesteps(model.config.diffusion.timesteps, steps or model.recommended_steps, schedule)
 
 
 def _device(model: RDDM) -> torch.device:

@@ -37,7 +37,8 @@ def _filtered(image: Tensor, kernel: tuple[tuple[float, ...], ...]) -> Tensor:
         raise ValueError(f"image must be a tensor [3, H, W] of at least one pixel, not {list(image.shape)}")
     if not bool(torch.isfinite(image).all()):
         raise ValueError("image holds NaN or infinite values; if it was computed in fp16, use fp32")
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64, device=image.device)
-    luma = 255 * (image.double().clamp(0, 1) * weights[:, None, None]).sum(dim=0)
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    picture = image.cpu().double().clamp(0, 1)  # not every device has float64
+    luma = 255 * (picture * weights[:, None, None]).sum(dim=0)
     padded = F.pad(luma[None, None], (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(padded, torch.tensor(kernel, dtype=luma.dtype, device=luma.device)[None, None])[0, 0]
+    return F.conv2d(padded, torch.tensor(kernel, dtype=luma.dtype)[None, None])[0, 0]

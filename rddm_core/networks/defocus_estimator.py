@@ -66,13 +66,12 @@ class DefocusEstimator(nn.Module):
         """The dtype the network computes in, unless autocast decides otherwise."""
         return next(self.segformer.parameters()).dtype
 
-    def forward(self, image: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor:
         """image [B, 3, H, W] in 0..1, of any size from one pixel -> logits [B, 1, H, W] in fp32.
 
-        A positive logit says out of focus. `size`: H and W of the logits, where `reduce_to` has been called before: on
-        the picture's device, so that a large one need not move, nor the network's device know antialiasing.
+        A positive logit says out of focus. `reduce_to` before and `enlarge_to` after may also be called where the
+        picture lies: then a large one need not move, nor the network's device know antialiasing or hold its map.
         """
-        height, width = size or image.shape[-2:]
         x = reduce_to(image.float(), self.config.working_size)
         h, w = x.shape[-2:]
         pad_h, pad_w = -h % PAD_MULTIPLE, -w % PAD_MULTIPLE
@@ -81,10 +80,7 @@ class DefocusEstimator(nn.Module):
         stages = self.segformer.segformer(pixels.to(self.dtype), output_hidden_states=True).hidden_states
         logits = decode(self.segformer.decode_head, stages).float()
         logits = F.interpolate(logits, size=(h + pad_h, w + pad_w), mode="bilinear", align_corners=False)
-        logits = logits[..., :h, :w]
-        if (h, w) == (height, width):
-            return logits
-        return F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+        return enlarge_to(logits[..., :h, :w], (image.shape[-2], image.shape[-1]))
 
 
 def decode(head: Any, stages: Sequence[Tensor]) -> Tensor:
@@ -132,3 +128,10 @@ def reduce_to(image: Tensor, long_side: int) -> Tensor:
     scale = long_side / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     return F.interpolate(image, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def enlarge_to(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits [B, 1, h, w] of a picture that `reduce_to` has reduced, at the size (H, W) that it had: [B, 1, H, W]."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import __version__, images, pipeline
 from ..callbacks import Callbacks
 from ..checkpoint import load_checkpoint
+from ..memory import ran_out_of_memory
 from ..networks.model import RDDM
 
 EXTRA_SUFFIXES = {"map": ".png", "pre-deblur": ".png", "compare": ".jpg"}
@@ -121,15 +122,6 @@ def write(job: Job, loaded: images.LoadedImage, pictures: Pictures) -> None:
         else:
             images.save_image(path, pictures.extras[name], like=loaded if name == "pre-deblur" else None)
     images.save_image(job.target, pictures.result, like=loaded)
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether that is why: torch has no error of its own for it on the CPU, oneDNN does not even name it, and a thread
-    that cannot be started lacks memory for its stack.
-    """
-    text = str(error).lower()
-    signs = ("memory", "could not create a primitive", "can't start new thread")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)
 
 
 def failure(job: Job, error: Exception) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a picture takes, and the tiles that a budget allows."""
+"""What a picture takes, the tiles that a budget allows, and the signs that memory ran out."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rddm_core.memory import (
     held_bytes,
     largest_tile,
     network_bytes,
+    ran_out_of_memory,
     tile_size,
 )
 from rddm_core.networks.model import RDDM
@@ -106,3 +107,34 @@ def test_what_is_kept_counts_against_the_budget() -> None:
 def test_thin_pictures_count_with_the_border_that_makes_them_a_tile() -> None:
     assert tile_size("auto", 1, 20_000, lite()) is None
     assert tile_size("auto", 1, 1_900_000, lite()) == AUTO_TILE == tile_size("auto", 100_000, 16, lite())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("whatever it says"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: 9 bytes"),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_memory_that_ran_out(error: Exception) -> None:
+    assert ran_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("expected a tensor in memory format channels_last"),
+        ValueError("out of memory.png is damaged"),
+        FileNotFoundError(2, "No such file or directory", "out of memory.png"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_what_only_speaks_of_memory(error: BaseException) -> None:
+    assert not ran_out_of_memory(error)

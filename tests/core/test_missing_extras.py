@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,34 @@ from rddm_core.evaluation.perceptual import PatchFID, lpips_metric
 from rddm_core.evaluation.rows import RowError, peer_method
 from rddm_core.metrics import MissingExtraError
 from rddm_core.training.logs import RunLog
+
+ROOT = Path(__file__).parents[2]
+HOST = {"comfy", "comfy_api", "folder_paths"}
+"""Modules of ComfyUI, which no distribution brings."""
+USERS_EXTRAS = ("train", "eval", "depth", "perceptual", "peers", "scale")
+
+
+def imported(path: Path) -> set[str]:
+    """Libraries that a file imports anywhere in it, by the name that is imported."""
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def test_every_library_is_asked_for_by_its_own_name() -> None:
+    """What another library brings, an extra for instance, may be missing without it."""
+    extras = dict(
+        re.findall(r"^(\w+) = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    )
+    listed = set(re.findall(r"^[\w-]+", (ROOT / "requirements.txt").read_text("utf-8"), re.MULTILINE))
+    for extra in USERS_EXTRAS:
+        listed |= set(re.findall(r'^ +"([\w-]+)', extras[extra], re.MULTILINE))
+    files = [path for folder in ("rddm_core", "nodes") for path in (ROOT / folder).rglob("*.py")]
+    distributions = packages_distributions()
+    for library in set().union(*map(imported, files)) - HOST:
+        wanted = {name.lower().replace("_", "-") for name in distributions[library]}
+        assert wanted & listed, f"{library} is neither in requirements.txt nor in an extra"
 
 
 @pytest.fixture

@@ -102,9 +102,9 @@ class Oracle(nn.Module):
         self.estimated: list[Tensor] = []
         self.first_maps: list[Tensor] = []
 
-    def estimator(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+    def estimator(self, image: Tensor) -> Tensor:
         self.estimated.append(image)
-        return F.interpolate(image.mean(dim=1, keepdim=True), size=size, mode="bilinear")
+        return image.mean(dim=1, keepdim=True)
 
     def pre_deblur(self, image: Tensor, defocus_map: Tensor) -> Tensor:
         assert image.shape[-2] % self.stride == 0 and image.shape[-1] % self.stride == 0
@@ -121,14 +121,14 @@ def make_oracle() -> Any:
 # --- results
 
 
-def test_the_estimator_gets_a_picture_reduced_where_it_lies(model: RDDM) -> None:
-    """Its device may lack antialiasing, and a large picture need not go there. The map is the same, bit for bit."""
+def test_the_estimator_sees_and_gives_pictures_of_its_working_size(model: RDDM) -> None:
+    """Its device may lack antialiasing, and no large picture or map need be there. The map is the same to the bit."""
     large, seen = picture(1, 3, 150, 211), []
     with torch.inference_mode():
         expected = torch.sigmoid(model.estimator(large))
-    with model.estimator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:])):
+    with model.estimator.register_forward_hook(lambda _, inputs, logits: seen.extend((*inputs, logits))):
         assert torch.equal(estimate_defocus_map(model, large), expected)
-    assert seen == [(45, 64)]
+    assert [x.shape[-2:] for x in seen] == [(45, 64)] * 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (31, 32), (64, 64), (65, 37)])
@@ -642,6 +642,13 @@ def test_bad_sampling_options(options: dict[str, Any], message: str) -> None:
     oracle = make_oracle()
     with pytest.raises(ValueError, match=message):
         sample_residual(oracle, torch.zeros(2, 3, 8, 8), torch.zeros(1, 1, 8, 8), **options)
+
+
+def test_steps_beyond_the_schedule_are_refused_before_any_work() -> None:
+    oracle = make_oracle()
+    with pytest.raises(ValueError, match="between 1 and 1300, not 1301"):
+        deblur(oracle, torch.zeros(1, 3, 8, 8), settings=DeblurSettings(steps=1301))
+    assert not oracle.estimated and not oracle.first_maps
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from PIL import Image
 
 from rddm_core.checkpoint import load_checkpoint
 from rddm_core.files import atomic_target
-from rddm_core.images import LoadedImage, load_image
+from rddm_core.images import ImageError, LoadedImage, load_image
 from rddm_core.pipeline import DeblurSettings
 from rddm_core.scale import local
-from rddm_core.scale.job import Job, Outcome, Pictures, Work, run_job
+from rddm_core.scale.job import Job, Outcome, Pictures, Work, failure, run_job
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -147,6 +147,13 @@ def test_errors_stay_with_their_picture(tmp_path: Path, work: Work, stages: Stag
         "KeyError: 1",
     ]
     assert all(o.error is None or o.error.startswith(str(o.job.source)) for o in outcomes)
+
+
+@pytest.mark.parametrize("kind", [ImageError, OSError, RuntimeError])
+def test_a_folder_called_memory_is_no_lack_of_it(kind: type[Exception]) -> None:
+    job = Job(Path("memory lane/a.jpg"), Path("out/a.jpg"))
+    said = f"{job.source} is damaged: copy it again"
+    assert failure(job, kind(said)).error == said
 
 
 def test_overlapping_changes_no_byte(tmp_path: Path, work: Work) -> None:
