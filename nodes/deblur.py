@@ -110,6 +110,7 @@ class RDDMDeblur(io.ComfyNode):
                 # The largest is the core's own choice too, which it makes anew for a reduced working size.
                 tile="auto" if tile == AUTO_TILE else tile,
                 working_size=working_size["size"] if choice == "manual" else choice,
+                same_working_size=batch_noise == "shared",
             )
             return deblur(
                 networks,

@@ -69,6 +69,8 @@ class DeblurSettings:
             but that of a tile of `memory.AUTO_TILE`. The other pictures of a batch, and their results, come on top.
         working_size: long side in pixels at which the networks run; their enlarged change is added to the
             picture. "full" for no reduction, "auto" to let the map decide (`choose_working_size`).
+        same_working_size: the whole batch gets the smallest of the sizes that "auto" chooses, as the frames of a video
+            should; otherwise each picture gets what it would get alone.
         map_order: "text": one map, from I_b. "two_pass": f gets a second one, from I_p (Figure 2).
     """
 
@@ -80,6 +82,7 @@ class DeblurSettings:
     tile: int | Literal["auto"] | None = "auto"
     memory: int | None = None
     working_size: int | Literal["auto", "full"] = "auto"
+    same_working_size: bool = False
     map_order: Literal["text", "two_pass"] = "text"
 
     def __post_init__(self) -> None:
@@ -396,6 +399,8 @@ def deblur(
     second_map = defocus_map is None and settings.map_order == "two_pass"
 
     sizes = [_working_size(settings.working_size, model, maps[b], height, width) for b in range(batch)]
+    if settings.same_working_size:
+        sizes = [min(sizes)] * batch
     tiles = [
         tile_size(
             settings.tile,

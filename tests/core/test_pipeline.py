@@ -494,6 +494,16 @@ def test_auto_working_size_is_used() -> None:
     assert oracle.conditions[0][0].shape[-2:] == (64, 1024)
 
 
+@pytest.mark.parametrize(("same", "widths"), [(False, [2048, 1024]), (True, [1024, 1024])])
+def test_frames_of_a_video_may_share_the_smallest_working_size(same: bool, widths: list[int]) -> None:
+    oracle = make_oracle()
+    settings = DeblurSettings(steps=1, tile=None, same_working_size=same)
+    frames = torch.full((2, 3, 64, 2048), 0.5)
+    maps = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    deblur(oracle, frames, defocus_map=maps, settings=settings)
+    assert [condition[0].shape[-1] for condition in oracle.conditions] == widths
+
+
 # --- callbacks
 
 

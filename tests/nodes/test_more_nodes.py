@@ -57,6 +57,23 @@ def test_shared_noise_keeps_equal_frames_equal(pack: SimpleNamespace, model: Any
     assert torch.equal(residual[0], residual[1])
 
 
+def test_frames_of_shared_noise_share_their_working_size(
+    pack: SimpleNamespace, model: Any, submodule: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, maps = torch.rand(2, 30, 1200, 3), torch.stack((torch.zeros(30, 1200), torch.ones(30, 1200)))
+    core, sizes = submodule("rddm_core.pipeline"), []
+    original = core.pre_deblur
+
+    def pre_deblur(networks: Any, picture: Tensor, *args: Any, **options: Any) -> Tensor:
+        sizes.append(picture.shape[-1])
+        return original(networks, picture, *args, **options)
+
+    monkeypatch.setattr(core, "pre_deblur", pre_deblur)
+    for batch_noise in ("own", "shared"):
+        deblur(pack, model, frames, map=maps, working_size={"working_size": "auto"}, batch_noise=batch_noise)
+    assert sizes[0] == 1200 and len(set(sizes[1:])) == 1 and sizes[1] < 1200
+
+
 def test_schedule_matters_from_two_steps(pack: SimpleNamespace, model: Any, photo: Tensor) -> None:
     flat = torch.ones(1, 70, 90)
     for steps, same in ((1, True), (2, False)):
