@@ -44,6 +44,7 @@ from rddm_core.training.train import (
     select_trainable,
     transfer_weights,
 )
+from rddm_core.training.validate import open_validation
 
 RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
 
@@ -639,6 +640,24 @@ def test_the_paper_s_mixture_only_crops_flips_and_turns(tmp_path):
         sample = draw_sample(sources, recipe.mixture, index)
         assert torch.equal(sample["blurred"], sample["sharp"])
         assert any(torch.allclose(sample["sharp"], x, atol=1e-6) for x in turned)
+
+
+def test_lfdof_is_trained_on_and_chosen_on_other_scenes(tmp_path, monkeypatch):
+    picture = Image.new("RGB", (80, 72))
+    for scene in range(10, 31):
+        for path in (f"input/{scene}/{scene}_ap1_00.png", f"ground_truth/{scene}.png"):
+            (tmp_path / "LFDOF" / "train_data" / path).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "LFDOF" / "train_data" / path)
+    recipe = load_recipe(RECIPES / "paper-dpdd.json")
+    recipe = replace(recipe, data=replace(recipe.data, root=str(tmp_path), pairs="LFDOF", layout="lfdof"))
+    chosen_on = []
+    monkeypatch.setattr(
+        "rddm_core.training.validate.validate_joint", lambda _, pairs, __: chosen_on.extend(p.scene for p in pairs)
+    )
+    open_validation(recipe)(None, None)
+    trained_on = {pair.scene for pair in open_sources(recipe).pairs}
+    assert chosen_on == ["lfdof/19", "lfdof/29"]
+    assert len(trained_on) == 19 and not trained_on & set(chosen_on)
 
 
 def test_the_paper_s_recipe():
