@@ -2,11 +2,12 @@
 
     RDDM_DATA=COLLECTION python benchmarks/ablations.py [--only NAME ...] [--leave-out NAME ...] [--split dev|val]
 
-`ablations.json` holds what all runs share and two groups of variants. Those of `adapted` start from the shipped
-weights, without what they lack, and go on for a few steps; those of `fresh` start from nothing and take longer. Within
-a group all see the same samples and noise in the same order, and are compared with its first. Runs lie in
-RDDM_RUNS (else ~/rddm-runs), folder `ablations`: what is finished there is not trained again, what was interrupted
-goes on. What is measured are the weights of the last step, so nothing is chosen.
+`ablations.json` holds what all runs share and four groups of variants. Those of `adapted` start from the shipped
+weights, without what they lack, and go on for a few steps; those of `fresh` start from nothing and take longer, those
+of `renders` likewise, on rendered pictures alone, those of `long` for longer still. Within a group (but `renders`) all
+see the same samples and noise in the same order, and are compared with its first. Runs lie in RDDM_RUNS (else
+~/rddm-runs), folder `ablations`: what is finished there is not trained again, what was interrupted goes on. What is
+measured are the weights of the last step, so nothing is chosen.
 
 `--leave-out stacks` trains `fresh` once more without the real pairs of that collection, and measures both on all of
 its pairs. Only `without-stacks` has seen none of them: for `fresh`, those of split=train were training pairs, so the
