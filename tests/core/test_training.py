@@ -44,7 +44,7 @@ from rddm_core.training.train import (
     select_trainable,
     transfer_weights,
 )
-from rddm_core.training.validate import open_validation
+from rddm_core.training.validate import open_validation, validate_joint
 
 RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
 
@@ -302,6 +302,19 @@ def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, 
     assert (runs / "tiny" / "validation.csv").read_text().count("\n") == 2
     for name in ("maps", "tiny"):
         assert [sheet.name for sheet in (runs / name / "sheets").iterdir()] == ["0000004.jpg"]
+
+
+def test_weights_are_chosen_by_the_steps_that_they_recommend(tiny_checkpoint, collection):
+    model = load_checkpoint(tiny_checkpoint)
+    model.recommended_steps = 2
+    score, figures = validate_joint(model, photo_pairs(collection / "real_pairs", "dev"), None)
+    assert score == figures["steps2_mean"] != figures["steps1_mean"]
+    assert [key for key in figures if key.endswith("_mean")] == [
+        "pre_mean",
+        "steps1_mean",
+        "steps2_mean",
+        "steps3_mean",
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
