@@ -28,6 +28,7 @@ from rddm_core.networks.model import RDDM
 from rddm_core.optics import scale_map
 from rddm_core.pipeline import estimate_defocus_map, pre_deblur
 from rddm_core.regression import is_regression, regress
+from rddm_core.training.logs import RunLog
 from rddm_core.training.losses import estimate_training_map, joint_loss, sample_timesteps, sample_weights
 from rddm_core.training.recipe import Recipe, load_recipe
 from rddm_core.training.train import (
@@ -79,6 +80,19 @@ def collection(tmp_path_factory) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     return root
+
+
+def run_until_step_two(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops after the second step as a kill would: the state is that after the first."""
+
+    def stop(log: RunLog, step: int, *_: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rddm_core.training.train.RunLog.step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
 
 
 def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
@@ -323,19 +337,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 ):
     whole = run(write_recipe(tmp_path, collection, name="whole", optimizer=optimizer))
     part = write_recipe(tmp_path, collection, name="part", optimizer=optimizer)
-    # Stop after the second step as a kill would, then go on from the checkpoint of that moment.
-    steps = []
-
-    def stop_after_two(*args):
-        steps.append(1)
-        if len(steps) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("rddm_core.training.train.RunLog.step", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            run(part)
-    assert 0 < len(steps) < 4
+    run_until_step_two(part, monkeypatch)
     spent = torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
     resumed = run(part, resume=True)
     assert 0 < spent < torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
@@ -442,11 +444,11 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
     assert float((one - two).norm()) < 0.02 * float(one.norm())
 
 
-def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_path):
+def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_path, monkeypatch):
     recipe = write_recipe(tmp_path, collection, preset="paper", batch=1, steps=2, name="paper")
-    run(recipe, minutes=0.0)
+    run_until_step_two(recipe, monkeypatch)
     state = torch.load(runs / "paper" / "state.pt", weights_only=True)
-    assert state["step"] <= 1
+    assert state["step"] == 1 and state["optimizers"][0]["state"]
     run(recipe, resume=True)
     assert torch.load(runs / "paper" / "state.pt", weights_only=True)["step"] == 2
 
