@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ..checkpoint import default_checkpoint_path, load_checkpoint, save_checkpoint
 from ..config import override, preset
 from ..data.datasets import dataset_masks, dataset_pairs
-from ..data.sources import DepthPhoto, PhotoPair, depth_photos, focal_stack_depths, read_rgb, sharp_photos
+from ..data.sources import DepthPhoto, PhotoPair, check_sizes, depth_photos, focal_stack_depths, read_rgb, sharp_photos
 from ..data.stream import Sample, Sources, TrainingStream
 from ..data.synthetic import RenderedPack
 from ..diffusion import make_alpha_bars
@@ -422,7 +422,10 @@ def set_training_mode(model: RDDM, recipe: Recipe) -> None:
 
 
 def open_sources(recipe: Recipe) -> Sources:
-    """The material of the mixture, from the recipe's data folders; `split=train` alone."""
+    """The material of the mixture, from the recipe's data folders; `split=train` alone.
+
+    Raises ValueError and OSError as `check_material` does, and where a folder is not what the recipe says.
+    """
     data, root = recipe.data, recipe.data.resolved_root()
     segments = root / data.segments if data.segments else None
     sharp = sharp_photos(root / data.sharp, "train", segments) if data.sharp else []
@@ -441,12 +444,36 @@ def open_sources(recipe: Recipe) -> Sources:
             folder = runs_folder() / f"{data.pack}-without-{data.leave_out}"
         pairs = kept
     pack = RenderedPack(folder, sharp, data.render, data.pack_count, depths) if sharp else None
-    return Sources(
+    sources = Sources(
         pack=pack,
         pairs=pairs,
         sharp=[p for p in sharp if p.texture > 0.5],
         masked=dataset_masks(root / data.masks, "train") if data.masks else [],
     )
+    check_material(recipe, sources)
+    return sources
+
+
+def check_material(recipe: Recipe, sources: Sources) -> None:
+    """What a loader worker would stumble over, told before the training.
+
+    Raises ValueError for a share of the mixture that has nothing to be drawn from, and for partners of unequal size;
+    OSError for one that cannot be read.
+    """
+    mixture = recipe.mixture
+    for share, folder, found in (
+        ("synthetic", "sharp", sources.pack is not None),
+        ("real", "pairs", bool(sources.pairs)),
+        ("identity", "sharp", bool(sources.sharp)),
+        ("masks", "masks", bool(sources.masked)),
+    ):
+        if (value := getattr(mixture, share)) > 0 and not found:
+            raise ValueError(
+                f"mixture.{share} is {value}, but data.{folder} ({getattr(recipe.data, folder)!r}) has nothing of "
+                "split=train for it: set the share to 0, or name a folder that has"
+            )
+    check_sizes((pair.blurred, pair.sharp) for pair in sources.pairs if mixture.real)
+    check_sizes((photo.image, photo.mask) for photo in sources.masked if mixture.masks)
 
 
 def leave_out(pairs: list[PhotoPair], collection: str) -> list[PhotoPair]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.datasets import dataset_masks, dataset_pairs
-from ..data.sources import MaskedPhoto, PhotoPair, read_mask, read_rgb
+from ..data.sources import MaskedPhoto, PhotoPair, check_sizes, read_mask, read_rgb
 from ..files import atomic_target
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
@@ -33,15 +33,16 @@ Validation = Callable[[RDDM, Path | None], tuple[float, dict[str, float]]]
 def open_validation(recipe: Recipe) -> Validation:
     """The validation of the recipe's stage. Its photographs are looked up now: before the hours of training, not after.
 
-    Raises ValueError where the data has nothing of `split=dev`, FileNotFoundError where files of it are missing.
+    Raises ValueError where the data has nothing of `split=dev` or partners of unequal size, FileNotFoundError where
+    files of it are missing.
     """
     root, data = recipe.data.resolved_root(), recipe.data
     if recipe.stage == "estimator":
         masks = dataset_masks(root / data.masks, "dev")
-        _require(root / data.masks, [path for photo in masks for path in (photo.image, photo.mask)])
+        _require(root / data.masks, [(photo.image, photo.mask) for photo in masks])
         return lambda model, sheet: validate_estimator(model, masks, sheet)
     pairs = dataset_pairs(root / data.pairs, "dev", data.layout)
-    _require(root / data.pairs, [path for pair in pairs for path in (pair.blurred, pair.sharp)])
+    _require(root / data.pairs, [(pair.blurred, pair.sharp) for pair in pairs])
     validators: dict[str, Callable[[RDDM, Sequence[PhotoPair], Path | None], tuple[float, dict[str, float]]]] = {
         "joint": validate_joint,
         "pre_deblur": validate_pre_deblur,
@@ -51,13 +52,14 @@ def open_validation(recipe: Recipe) -> Validation:
     return lambda model, sheet: validate(model, pairs, sheet)
 
 
-def _require(folder: Path, files: Sequence[Path]) -> None:
-    if not files:
+def _require(folder: Path, partners: Sequence[tuple[Path, Path]]) -> None:
+    if not partners:
         raise ValueError(
             f"{folder} has nothing of split=dev, on which a run is validated: give some rows of its manifest that split"
         )
-    if missing := [path for path in files if not path.is_file()]:
+    if missing := [path for paths in partners for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} of split=dev in {folder} does not exist ({len(missing)} in all)")
+    check_sizes(partners)
 
 
 def to_tensor(picture: np.ndarray) -> Tensor:

@@ -605,6 +605,32 @@ def test_the_yardstick_is_about_as_large_as_the_denoiser():
     assert not any(isinstance(m, DeformableConv) for m in RDDM(nafnet()).pre_deblur.modules())
 
 
+def test_a_share_without_material_is_refused_by_name(collection, tmp_path):
+    empty = {"synthetic": "sharp", "real": "pairs", "identity": "sharp", "masks": "masks"}
+    for share, field in empty.items():
+        mixture = dict.fromkeys(empty, 0.0) | {share: 0.3}
+        data = {"root": str(collection), "segments": "", "pack_count": 4}
+        recipe = write_recipe(tmp_path, collection, data=data | {field: ""}, mixture=mixture)
+        with pytest.raises(ValueError, match=rf"mixture\.{share} is 0\.3, but data\.{field} \(''\) has nothing"):
+            open_sources(load_recipe(recipe))
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize(
+    ("stage", "picture", "partner"),
+    [("joint", "real_pairs/{}_blur.png", "sharp"), ("estimator", "defocus_masks/{}.png", "mask")],
+)
+def test_partners_of_unequal_size_are_named(runs, collection, tmp_path, split, stage, picture, partner):
+    root = tmp_path / "data"
+    shutil.copytree(collection, root)
+    first = root / picture.format(split)
+    second = first.with_name(f"{split}_{partner}.png")
+    Image.new("RGB", (80, 71)).save(second)
+    recipe = load_recipe(write_recipe(tmp_path, root, stage=stage, mixture={"masks": float(stage == "estimator")}))
+    with pytest.raises(ValueError, match=f"{first} is 80x72, but {second} is 80x71"):
+        (open_sources if split == "train" else open_validation)(recipe)
+
+
 def test_a_collection_is_left_out(collection, tmp_path):
     pairs = [PhotoPair(Path(f"{name}.png"), Path("s.png"), f"{name}/1") for name in ("lytro", "phone", "lytro")]
     assert [p.scene for p in leave_out(pairs, "lytro")] == ["phone/1"]
