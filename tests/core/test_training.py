@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from rddm_core.training.train import (
     MovingAverage,
     Objective,
     build_model,
+    check_common_step,
     check_folder,
     estimate_pair_maps,
     learning_rate,
@@ -403,6 +406,56 @@ def test_a_run_goes_on_by_its_own_recipe_alone(tmp_path, collection):
     changed = replace(recipe, batch=9, network={"denoiser": {}}, mixture=replace(recipe.mixture, crop=32))
     with pytest.raises(ValueError, match=r"differs in network\.denoiser\.overlap, mixture\.crop, batch\)"):
         check_folder(folder, changed, resume=True)
+
+
+def test_a_run_goes_on_from_its_state_alone(runs, narrow_networks, collection, tmp_path, monkeypatch):
+    """What it started from may have been deleted, or be of another shape by now."""
+    first = run(write_recipe(tmp_path, collection, name="first", steps=1))
+    recipe = write_recipe(tmp_path, collection, start_from="first", steps=2)
+    digest = hashlib.sha256(first.read_bytes()).hexdigest()
+    run_until_step_two(recipe, monkeypatch)
+    shutil.rmtree(first.parent)
+    run(recipe, resume=True)
+    assert torch.load(runs / "tiny" / "state.pt", weights_only=True)["step"] == 2
+    assert (runs / "tiny" / "start.sha256").read_text() == digest
+
+
+def test_a_state_belongs_to_a_number_of_processes(runs, narrow_networks, collection, tmp_path):
+    recipe, path = write_recipe(tmp_path, collection, steps=1), runs / "tiny" / "state.pt"
+    run(recipe)
+    state = torch.load(path, weights_only=True)
+    assert state["processes"] == 1
+    torch.save(state | {"processes": 4}, path)
+    with pytest.raises(ValueError, match="of a run in 4 processes, this one has 1 .* go on with --num_processes 4"):
+        run(recipe, resume=True)
+    # That of an earlier version says neither this nor how the networks are built.
+    torch.save({key: value for key, value in state.items() if key not in ("processes", "config")}, path)
+    run(recipe, resume=True)
+
+
+def test_processes_that_see_other_states_are_refused():
+    def seen_by_both(steps: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(num_processes=2, device="cpu", gather=lambda _: torch.tensor(steps))
+
+    check_common_step(seen_by_both([3, 3]), 3)
+    with pytest.raises(ValueError, match="from the steps 3, 0: let RDDM_RUNS be a folder that all machines share"):
+        check_common_step(seen_by_both([3, 0]), 3)
+
+
+def test_weights_that_are_newer_than_the_state_count(runs, narrow_networks, collection, tmp_path, monkeypatch):
+    """A kill between the two files of a validation must not let worse weights replace the best."""
+    recipe, path = write_recipe(tmp_path, collection, steps=1), runs / "tiny" / "state.pt"
+    best = run(recipe)
+    state, weights = torch.load(path, weights_only=True), best.read_bytes()
+    torch.save(state | {"best": -math.inf}, path)
+    with monkeypatch.context() as patch:
+        validate = open_validation(load_recipe(recipe))
+        patch.setattr(
+            "rddm_core.training.train.open_validation", lambda _: lambda *args: (state["best"] - 1, validate(*args)[1])
+        )
+        run(recipe, resume=True)
+    assert best.read_bytes() == weights
+    assert torch.load(path, weights_only=True)["best"] == state["best"]
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(runs, narrow_networks, collection, tmp_path, monkeypatch):
