@@ -45,12 +45,8 @@ from .validate import open_validation, to_tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WEIGHTS_LICENCE = (
-    "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
-    "see the model card before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
-)
 MAX_BAD_STEPS = 20
-MAY_CHANGE = ("steps", "workers", "checkpoint_minutes", "validate_minutes")
+MAY_CHANGE = ("steps", "workers", "checkpoint_minutes", "validate_minutes", "licence")
 """Fields of a recipe that a run may go on with other values of."""
 START = "start.sha256"
 """File of a run: `start_digest` of its recipe when it began."""
@@ -238,9 +234,10 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
             score, figures = validation(model, sheet)
             provenance = describe(recipe, step, hours(seconds, cpu_seconds), score, figures)
             if accelerator.is_main_process:
-                save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
+                terms = licence_line(recipe)
+                save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=terms)
                 if score > best:
-                    save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
+                    save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=terms)
             set_training_mode(model, recipe)
         log.validation({"step": step, **hours(seconds, cpu_seconds), "score": score, **figures})
         return max(best, score)
@@ -558,6 +555,12 @@ def hours(seconds: float, cpu_seconds: float) -> dict[str, float]:
     """Time of the training steps alone. `cpu_hours` are those of all threads of this process: on a busy machine they
     tell more of the work done. Loader workers, which are processes of their own, count in neither."""
     return {"hours": round(seconds / 3600, 5), "cpu_hours": round(cpu_seconds / 3600, 5)}
+
+
+def licence_line(recipe: Recipe) -> str:
+    """The terms of the weights as far as the recipe states them, one line."""
+    begun = f"; begun with the weights of {recipe.start_from}, whose terms hold on" if recipe.start_from else ""
+    return recipe.licence or f"not stated by the recipe{begun}"
 
 
 def describe(

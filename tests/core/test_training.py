@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint, read_info
-from rddm_core.config import config_to_dict, lite, nafnet, preset
+from rddm_core.config import DenoiserConfig, GuidanceConfig, config_to_dict, lite, nafnet, override, preset
 from rddm_core.data.sources import PhotoPair, photo_pairs
 from rddm_core.data.stream import MixtureConfig, Sources, draw_sample
 from rddm_core.diffusion import make_alpha_bars
@@ -187,6 +187,11 @@ class TestNetworks:
         assert not any(isinstance(m, DeformableConv) for m in model.denoiser.modules())
         assert any(isinstance(m, DeformableConv) for m in model.pre_deblur.modules()), "the rest is the preset's"
 
+    def test_the_first_recipe_keeps_the_network_of_its_time(self):
+        recipe = load_recipe(RECIPES / "lite-estimator.json")
+        config = override(preset(recipe.preset), recipe.network)
+        assert config.denoiser == DenoiserConfig() and config.guidance == GuidanceConfig()
+
     @pytest.mark.parametrize(
         ("network", "message"),
         [
@@ -302,7 +307,8 @@ def test_the_noisy_input_is_no_side_channel_for_p():
 
 
 def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, collection, tmp_path):
-    first = run(write_recipe(tmp_path, collection, name="maps", stage="estimator", mixture={"crop": 64, "masks": 1.0}))
+    estimator = {"stage": "estimator", "mixture": {"crop": 64, "masks": 1.0}, "licence": "CC0"}
+    first = run(write_recipe(tmp_path, collection, name="maps", **estimator))
     second = run(write_recipe(tmp_path, collection, start_from="maps"))
     before, after = load_checkpoint(first), load_checkpoint(second)
     for key, value in before.estimator.state_dict().items():
@@ -316,6 +322,10 @@ def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, 
     assert info.provenance["step"] == 4 and "steps1_mean" in info.provenance["dev"]
     assert 0 < info.provenance["cpu_hours"] < 0.1
     assert math.isfinite(info.residual_scale) and info.residual_scale > 1
+    assert [read_info(x).licence for x in (first, second)] == [
+        "CC0",
+        "not stated by the recipe; begun with the weights of maps, whose terms hold on",
+    ]
     assert (runs / "tiny" / "validation.csv").read_text().count("\n") == 2
     for name in ("maps", "tiny"):
         assert [sheet.name for sheet in (runs / name / "sheets").iterdir()] == ["0000004.jpg"]
@@ -402,7 +412,8 @@ def test_a_run_goes_on_by_its_own_recipe_alone(tmp_path, collection):
     check_folder(folder, recipe, resume=True)  # of a version that wrote no recipe.json
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
     check_folder(folder, recipe, resume=True)
-    check_folder(folder, replace(recipe, steps=9, workers=3, checkpoint_minutes=1, validate_minutes=1), resume=True)
+    free = {"steps": 9, "workers": 3, "checkpoint_minutes": 1, "validate_minutes": 1, "licence": "MIT"}
+    check_folder(folder, replace(recipe, **free), resume=True)
     changed = replace(recipe, batch=9, network={"denoiser": {}}, mixture=replace(recipe.mixture, crop=32))
     with pytest.raises(ValueError, match=r"differs in network\.denoiser\.overlap, mixture\.crop, batch\)"):
         check_folder(folder, changed, resume=True)
