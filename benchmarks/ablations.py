@@ -2,11 +2,12 @@
 
     RDDM_DATA=COLLECTION python benchmarks/ablations.py [--only NAME ...] [--leave-out NAME ...] [--split dev|val]
 
-`ablations.json` holds what all runs share and two groups of variants. Those of `adapted` start from the shipped
-weights, without what they lack, and go on for a few steps; those of `fresh` start from nothing and take longer. Within
-a group all see the same samples and noise in the same order, and are compared with its first. Runs lie in
-RDDM_RUNS (else ~/rddm-runs), folder `ablations`: what is finished there is not trained again, what was interrupted
-goes on. What is measured are the weights of the last step, so nothing is chosen.
+`ablations.json` holds what all runs share and four groups of variants. Those of `adapted` start from the shipped
+weights, without what they lack, and go on for a few steps; those of `fresh` start from nothing and take longer, those
+of `renders` likewise, on rendered pictures alone, those of `long` for longer still. Within a group (but `renders`) all
+see the same samples and noise in the same order, and are compared with its first. Runs lie in RDDM_RUNS (else
+~/rddm-runs), folder `ablations`: what is finished there is not trained again, what was interrupted goes on. What is
+measured are the weights of the last step, so nothing is chosen.
 
 `--leave-out stacks` trains `fresh` once more without the real pairs of that collection, and measures both on all of
 its pairs. Only `without-stacks` has seen none of them: for `fresh`, those of split=train were training pairs, so the
@@ -39,7 +40,7 @@ from rddm_core.evaluation.evaluate import METRICS, Pair, PairScores, evaluate, f
 from rddm_core.evaluation.rows import combine, peer_method
 from rddm_core.files import write_text
 from rddm_core.training.recipe import differences, load_recipe, runs_folder
-from rddm_core.training.train import run
+from rddm_core.training.train import START, run, start_digest
 
 PLAN = Path(__file__).with_suffix(".json")
 FOLDER = "ablations"
@@ -152,7 +153,7 @@ def train_all(recipes: Mapping[str, Path], jobs: int) -> dict[str, Path]:
 
     Those that start from another's weights come last. One job trains in this process; of more, each is a process with
     one thread, and the first failure stops what has not begun. Raises ValueError where a run that is there was made by
-    another recipe, RuntimeError where a process failed.
+    another recipe or from other weights, RuntimeError where a process failed.
     """
     missing = {path: load_recipe(path) for path in recipes.values() if not finished(path)}
     trained_here = {recipe.name for recipe in missing.values()}
@@ -190,10 +191,15 @@ def train_apart(path: Path) -> None:
 
 
 def finished(path: Path) -> bool:
-    """Whether the run of the recipe at `path` is complete; ValueError where it was made by another recipe."""
+    """Whether the run of the recipe at `path` is complete; ValueError where it was made by another recipe, or began
+    with other weights than the recipe would begin with now.
+    """
     recipe, weights, before = load_recipe(path), weights_of(path), path.with_suffix("") / "recipe.json"
     if before.is_file() and (changed := differences(load_recipe(before), recipe)):
         raise ValueError(f"{before.parent} holds a run of another recipe ({', '.join(changed)}): move it away")
+    start = before.with_name(START)  # a run of an earlier version has none
+    if start.is_file() and start.read_text(encoding="utf-8") != start_digest(recipe):
+        raise ValueError(f"{start.parent} holds a run from other weights than {recipe.start_from} is now: move it away")
     done = weights.is_file() and read_info(weights).provenance["step"] >= recipe.steps
     print(f"{recipe.name}: {'finished before' if done else f'{recipe.steps} steps'}", flush=True)
     return done

@@ -85,14 +85,18 @@ def _realdof(root: Path) -> Parts:
 
 
 def _lfdof(root: Path) -> Parts:
-    """Several apertures and focus distances of each scene in a folder of their own, one target for all of them."""
+    """Several apertures and focus distances of each scene in a folder of their own, one target for all of them.
+
+    The set has no part to choose on: every tenth scene of train_data is `dev`.
+    """
     parts: dict[str, list[PhotoPair]] = {}
-    for part, folder in (("train", "train_data"), ("test", "test_data")):
+    for whole, folder in (("train", "train_data"), ("test", "test_data")):
         inputs, targets = root / folder / "input", root / folder / "ground_truth"
         if not inputs.is_dir() or not targets.is_dir():
             continue
         sharp = {path.stem: path for path in pictures(targets)}
-        for scene in sorted(path for path in inputs.iterdir() if path.is_dir()):
+        for number, scene in enumerate(sorted(path for path in inputs.iterdir() if path.is_dir()), 1):
+            part = "dev" if whole == "train" and number % 10 == 0 else whole
             if scene.name not in sharp:
                 raise DatasetError(f"{scene} has no target {targets / scene.name}.png")
             pairs = [PhotoPair(path, sharp[scene.name], f"lfdof/{scene.name}") for path in pictures(scene)]
@@ -119,7 +123,7 @@ LAYOUTS = (
     Layout(
         "lfdof",
         "  LFDOF (Ruan et al. 2021)\n"
-        "  ROOT/train_data/input/SCENE/*.png   ROOT/train_data/ground_truth/SCENE.png\n"
+        "  ROOT/train_data/input/SCENE/*.png   ROOT/train_data/ground_truth/SCENE.png   (every tenth scene: part dev)\n"
         "  ROOT/test_data/input/SCENE/*.png    ROOT/test_data/ground_truth/SCENE.png",
         _lfdof,
     ),

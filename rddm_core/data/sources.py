@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def read_mask(path: Path) -> np.ndarray:
     """Decode to the brightness of every pixel, uint8 [H, W]."""
     with Image.open(path) as image:
         return np.array(image.convert("L"))
+
+
+def check_sizes(partners: Iterable[tuple[Path, Path]]) -> None:
+    """Compare the sizes of pictures that lie over each other, by their headers alone; ValueError names two that differ.
+
+    Raises OSError for a file that is missing or no picture.
+    """
+    for paths in partners:
+        sizes = []
+        for path in paths:
+            with Image.open(path) as image:
+                sizes.append("x".join(map(str, image.size)))
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"{paths[0]} is {sizes[0]}, but {paths[1]} is {sizes[1]}: they must be of one size")
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,24 @@ class MixtureConfig:
     seed: int = 0
 
 
+class DecodedPhotos:
+    """Photographs as uint8 [3, H, W]. Those asked for last stay decoded, in `limit` bytes of memory at most."""
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self.limit, self.size = limit, 0
+        self.kept: dict[Path, np.ndarray] = {}  # the one not asked for longest comes first
+
+    def __getitem__(self, path: Path) -> np.ndarray:
+        planes = self.kept.pop(path, None)
+        if planes is None:
+            planes = np.ascontiguousarray(read_rgb(path).transpose(2, 0, 1))
+            self.size += planes.nbytes
+        self.kept[path] = planes
+        while self.size > self.limit:
+            self.size -= self.kept.pop(next(iter(self.kept))).nbytes
+        return planes
+
+
 @dataclass(frozen=True)
 class Sources:
     """The decoded-on-demand material of a mixture."""
@@ -62,6 +80,8 @@ class Sources:
     pair_maps: dict[Path, np.ndarray] = field(default_factory=dict)
     """Defocus maps (uint8 [1, H, W]) of blurred photographs of pairs, estimated once from the whole photograph; their
     radii count its pixels."""
+    photos: DecodedPhotos = field(default_factory=DecodedPhotos)
+    """Every loader worker gets a copy, and so decodes and keeps its own."""
 
     @cached_property
     def pair_shares(self) -> np.ndarray:
@@ -121,7 +141,7 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
     elif kind == 1:
         pair = sources.pairs[rng.choice(len(sources.pairs), p=sources.pair_shares)]
         estimate = sources.pair_maps.get(pair.blurred)
-        planes = np.concatenate((_planes(pair.blurred), _planes(pair.sharp)))
+        planes = np.concatenate((sources.photos[pair.blurred], sources.photos[pair.sharp]))
         if estimate is not None:
             planes = np.concatenate((planes, estimate))
         planes, scale = _random_scale(planes, config, rng, 0.6, 1.3)
@@ -134,12 +154,13 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
             known, at_hand = 1.0, True
     elif kind == 2:
         photo = sources.sharp[rng.integers(len(sources.sharp))]
-        planes = _random_window(_random_scale(_planes(photo.path), config, rng, 0.5, 1.0)[0], config.crop, rng)
+        planes = _random_scale(sources.photos[photo.path], config, rng, 0.5, 1.0)[0]
+        planes = _random_window(planes, config.crop, rng)
         blurred = sharp = planes.astype(np.float32)
         defocus, known = torch.zeros(1, config.crop, config.crop), 1.0
     else:
         masked = sources.masked[rng.integers(len(sources.masked))]
-        planes = np.concatenate((_planes(masked.image), read_mask(masked.mask)[None]))
+        planes = np.concatenate((sources.photos[masked.image], read_mask(masked.mask)[None]))
         planes = _random_window(_random_scale(planes, config, rng, 0.6, 1.3)[0], config.crop, rng)
         blurred = sharp = planes[:3].astype(np.float32)
         defocus, known = torch.from_numpy(planes[3:].astype(np.float32) / 255).round(), 1.0
@@ -156,11 +177,6 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         "map_known": torch.tensor([known if rng.random() < config.known_map or at_hand else 0.0]),
         "index": torch.tensor(index),
     }
-
-
-@lru_cache(maxsize=1024)
-def _planes(path: Path) -> np.ndarray:
-    return np.ascontiguousarray(read_rgb(path).transpose(2, 0, 1))
 
 
 def _random_scale(

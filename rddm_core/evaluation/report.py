@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files import write_text
+from ..metrics import psnr_8bit
 from .evaluate import BLURRED, METRICS, Metric, Pair, PairScores, Summary, summarise
 from .maps import MapScore, RadiusOrder
 
@@ -30,24 +31,30 @@ TARGET = "target"
 
 @dataclass
 class CropCollector:
-    """Keeps one crop of every row of every pair, where `main` changed the squared error most, for better or worse.
+    """Keeps one crop of every row of the pairs that a report shows, where `main` changed the squared error most, for
+    better or worse.
 
     Called with each scored pair (see `evaluate.Watch`). Crops are uint8 [CROP, CROP, 3], or smaller where the
-    picture is.
+    picture is; those of the SHOWN_PAIRS best and worst pairs so far, by the PSNR gain of `main`, stay.
     """
 
     main: str = MAIN_ROW
     crops: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, pair: Pair, pictures: Mapping[str, Tensor], target: Tensor) -> None:
         if self.main not in pictures:
             self.main = list(pictures)[-1]
         change = (pictures[self.main] - target).square() - (pictures[BLURRED] - target).square()
         top, left = strongest_window(change.mean(dim=0).abs(), CROP)
-        self.crops[pair.columns["blur"]] = {
+        name = pair.columns["blur"]
+        self.gains[name] = psnr_8bit(pictures[self.main], target) - psnr_8bit(pictures[BLURRED], target)
+        self.crops[name] = {
             row: _to_bytes(picture[:, top : top + CROP, left : left + CROP])
             for row, picture in {**pictures, TARGET: target}.items()
         }
+        for between in sorted(self.gains, key=lambda n: self.gains[n], reverse=True)[SHOWN_PAIRS:-SHOWN_PAIRS]:
+            del self.gains[between], self.crops[between]
 
 
 def strongest_window(x: Tensor, size: int) -> tuple[int, int]:

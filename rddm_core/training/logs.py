@@ -27,7 +27,7 @@ class RunLog:
         self.folder, self.active = folder, active
         self.sums: dict[str, float] = {}
         self.count = 0
-        self.started = time.monotonic()
+        self.timed, self.started = 0, time.monotonic()
         self.writer: Any = None
         if active:
             for name in ("train.csv", "validation.csv"):
@@ -37,16 +37,17 @@ class RunLog:
     def step(self, step: int, losses: Row, norm: float, rate: float, spent: Row) -> None:
         """Count one training step; every EVERY steps a row is written. `spent`: hours since the run began."""
         self.count += 1
+        self.timed += 1
         for key, value in {**losses, "gradient_norm": norm}.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
         if step % self.EVERY == 0:
             now = time.monotonic()
-            row = {"step": step, **spent, "learning_rate": rate, "steps_per_second": self.count / (now - self.started)}
+            row = {"step": step, **spent, "learning_rate": rate, "steps_per_second": self.timed / (now - self.started)}
             row |= {key: value / self.count for key, value in self.sums.items()}
             self._append("train", row)
             if step % (10 * self.EVERY) == 0:
                 self.line(" ".join(f"{key} {value:.5g}" for key, value in row.items()))
-            self.sums, self.count, self.started = {}, 0, now
+            self.sums, self.count, self.timed, self.started = {}, 0, 0, now
 
     def validation(self, row: Row) -> None:
         """Write the figures of one validation (with `step` among them) and draw the curves anew."""
@@ -54,7 +55,8 @@ class RunLog:
         self.line("validation " + " ".join(f"{key} {value:.4g}" for key, value in row.items()))
         if self.active:
             draw_curves(self.folder)
-        self.started = time.monotonic()
+        # The speed of the next row is that of the steps from here on: a validation is no training.
+        self.timed, self.started = 0, time.monotonic()
 
     def line(self, text: str) -> None:
         """A line on the console."""

@@ -103,6 +103,8 @@ class Recipe:
     """Steps at which residual_scale is measured; it is frozen after the last."""
     recommended_steps: int = 1
     """Sampling steps stored in the checkpoint; choose them by measurement on dev pairs."""
+    licence: str = ""
+    """Terms of the weights, one line for the checkpoint: who writes the recipe knows those of its data."""
     precision: Literal["auto", "bf16", "no"] = "auto"
     """`auto`: bf16 on a GPU and on CPUs with AVX512-BF16 or AMX; on a CPU without, it took ten times as long as fp32
     ("no")."""

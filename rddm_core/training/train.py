@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..checkpoint import default_checkpoint_path, load_checkpoint, save_checkpoint
-from ..config import override, preset
+from ..checkpoint import default_checkpoint_path, load_checkpoint, read_info, save_checkpoint
+from ..config import config_from_dict, config_to_dict, override, preset
 from ..data.datasets import dataset_masks, dataset_pairs
-from ..data.sources import DepthPhoto, PhotoPair, depth_photos, focal_stack_depths, read_rgb, sharp_photos
+from ..data.sources import DepthPhoto, PhotoPair, check_sizes, depth_photos, focal_stack_depths, read_rgb, sharp_photos
 from ..data.stream import Sample, Sources, TrainingStream
 from ..data.synthetic import RenderedPack
 from ..diffusion import make_alpha_bars
@@ -44,13 +45,11 @@ from .validate import open_validation, to_tensor
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-WEIGHTS_LICENCE = (
-    "Trained in part on research-only photographs (BSDS500, LFSD, MFFW, CUHK, Sun-Hays80, Urban100): "
-    "see the model card before commercial use. Guidance backbone: EfficientNet-Lite0, Apache-2.0."
-)
 MAX_BAD_STEPS = 20
-MAY_CHANGE = ("steps", "workers", "checkpoint_minutes", "validate_minutes")
+MAY_CHANGE = ("steps", "workers", "checkpoint_minutes", "validate_minutes", "licence")
 """Fields of a recipe that a run may go on with other values of."""
+START = "start.sha256"
+"""File of a run: `start_digest` of its recipe when it began."""
 ADDED_LAYERS = ("denoiser.deconvolution_intro", "denoiser.overlap")
 WAKING = 0.05
 """beta and gamma of blocks that join trained networks. At 0 nothing inside them gets a gradient, and they sleep on."""
@@ -178,7 +177,8 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     Everything lands in runs_folder() / recipe.name: state.pt (to resume), model.safetensors (averaged weights of the
     last validation) and best.safetensors (of the best one on real dev pairs), train.csv, validation.csv, sheets/.
     Raises FileExistsError and ValueError where the folder holds a run that must not be lost or changed, as
-    `check_folder` says, and ValueError where the data has nothing to validate on.
+    `check_folder` says, ValueError where it was left by another number of processes or is not the same one for all of
+    them, ValueError and OSError where the data is of no use (`open_validation`, `open_sources`).
     """
     from accelerate import Accelerator
 
@@ -188,25 +188,25 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     state_path = folder / "state.pt"
     check_folder(folder, recipe, resume)
     validation = open_validation(recipe)
-    model = build_model(recipe)
+    state = load_state(state_path, accelerator.num_processes) if resume and state_path.exists() else None
+    model = build_model(recipe) if state is None else restore_model(state, recipe)
     parameters = select_trainable(model, recipe)
     objective = Objective(model, recipe, accelerator.num_processes).to(memory_format=torch.channels_last)
     # Placed on its device first: averages and restored moments follow the parameters.
     wrapped, *optimizers = accelerator.prepare(objective, *make_optimizers(model, parameters, recipe))
     average = MovingAverage(parameters, recipe.ema)
     step, seconds, cpu_seconds, best = 0, 0.0, 0.0, -math.inf
-    if resume and state_path.exists():
-        # Our own file, but still read without executing anything from it.
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        model.residual_scale = state["residual_scale"]
+    if state is not None:
         # A run of an earlier version had one.
         stored = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
         for optimizer, restored in zip(optimizers, stored, strict=True):
             optimizer.load_state_dict(restored)
         average.values = [value.to(p.device) for value, p in zip(state["average"], parameters, strict=True)]
-        step, seconds, best = state["step"], state["seconds"], state["best"]
+        step, seconds = state["step"], state["seconds"]
         cpu_seconds = state.get("cpu_seconds", math.nan)  # a run of an earlier version did not count them
+        # The weights may be newer than the state: after them comes the state, and between the two a kill.
+        best = max(state["best"], stored_score(folder / "best.safetensors"))
+    check_common_step(accelerator, step)
     sources = open_sources(recipe)
     if recipe.stage in ("joint", "pre_deblur"):
         sources.pair_maps.update(estimate_pair_maps(model, sources.pairs))
@@ -218,23 +218,26 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     )
     folder.mkdir(parents=True, exist_ok=True)
     log = RunLog(folder, accelerator.is_main_process, step)
-    if step == 0:
+    if state is None:
         write_text(folder / "recipe.json", json.dumps(asdict(recipe), indent=1))
+        write_text(folder / START, start_digest(recipe))
 
     def save() -> None:
         if accelerator.is_main_process:
-            save_state(state_path, model, optimizers, average, step, seconds, cpu_seconds, best)
+            processes = accelerator.num_processes
+            save_state(state_path, model, optimizers, average, step, seconds, cpu_seconds, best, processes)
 
     def validate() -> float:
         with average.applied(), accelerator.autocast():
             model.eval()
             sheet = folder / "sheets" / f"{step:07d}.jpg" if accelerator.is_main_process else None
             score, figures = validation(model, sheet)
-            provenance = describe(recipe, step, hours(seconds, cpu_seconds), figures)
+            provenance = describe(recipe, step, hours(seconds, cpu_seconds), score, figures)
             if accelerator.is_main_process:
-                save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
+                terms = licence_line(recipe)
+                save_checkpoint(folder / "model.safetensors", model, provenance=provenance, licence=terms)
                 if score > best:
-                    save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=WEIGHTS_LICENCE)
+                    save_checkpoint(folder / "best.safetensors", model, provenance=provenance, licence=terms)
             set_training_mode(model, recipe)
         log.validation({"step": step, **hours(seconds, cpu_seconds), "score": score, **figures})
         return max(best, score)
@@ -321,6 +324,53 @@ def build_model(recipe: Recipe) -> RDDM:
         load_backbone_weights(model.guidance, recipe.backbone_weights)
     silence(model, recipe)
     return model
+
+
+def load_state(path: Path, processes: int) -> dict[str, Any]:
+    """What `save_state` wrote. Raises ValueError where that was a run of another number of processes."""
+    # Our own file, but still read without executing anything from it.
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    before = state.get("processes", processes)  # a run of an earlier version did not store it
+    if before != processes:
+        raise ValueError(
+            f"{path} is of a run in {before} processes, this one has {processes} and would see other samples: go on "
+            f"with --num_processes {before}, or rename the recipe"
+        )
+    return state
+
+
+def restore_model(state: Mapping[str, Any], recipe: Recipe) -> RDDM:
+    """The model of a run that goes on, from its state alone: what `start_from` names may be another one by now."""
+    # A run of an earlier version did not store its configuration.
+    known = state.get("config")
+    model = build_model(recipe) if known is None else RDDM(config_from_dict(known, complete=False))
+    model.load_state_dict(state["model"])
+    model.residual_scale = state["residual_scale"]
+    return model
+
+
+def check_common_step(accelerator: Accelerator, step: int) -> None:
+    """Raises ValueError where the processes would go on from different steps, as those of several machines do that do
+    not see one folder."""
+    if accelerator.num_processes == 1:
+        return
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes would go on from the steps {', '.join(map(str, steps))}: let RDDM_RUNS be a folder that "
+            "all machines share"
+        )
+
+
+def stored_score(path: Path) -> float:
+    """The score that the weights at `path` had; -inf where there are none, or those of an earlier version."""
+    return float(read_info(path).provenance.get("score", -math.inf)) if path.is_file() else -math.inf
+
+
+def start_digest(recipe: Recipe) -> str:
+    """SHA-256 of the file that `start_from` names now; "" where it names none, or one that is gone."""
+    path = find_checkpoint(recipe.start_from)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if recipe.start_from and path.is_file() else ""
 
 
 def find_checkpoint(name: str) -> Path:
@@ -422,7 +472,10 @@ def set_training_mode(model: RDDM, recipe: Recipe) -> None:
 
 
 def open_sources(recipe: Recipe) -> Sources:
-    """The material of the mixture, from the recipe's data folders; `split=train` alone."""
+    """The material of the mixture, from the recipe's data folders; `split=train` alone.
+
+    Raises ValueError and OSError as `check_material` does, and where a folder is not what the recipe says.
+    """
     data, root = recipe.data, recipe.data.resolved_root()
     segments = root / data.segments if data.segments else None
     sharp = sharp_photos(root / data.sharp, "train", segments) if data.sharp else []
@@ -441,12 +494,36 @@ def open_sources(recipe: Recipe) -> Sources:
             folder = runs_folder() / f"{data.pack}-without-{data.leave_out}"
         pairs = kept
     pack = RenderedPack(folder, sharp, data.render, data.pack_count, depths) if sharp else None
-    return Sources(
+    sources = Sources(
         pack=pack,
         pairs=pairs,
         sharp=[p for p in sharp if p.texture > 0.5],
         masked=dataset_masks(root / data.masks, "train") if data.masks else [],
     )
+    check_material(recipe, sources)
+    return sources
+
+
+def check_material(recipe: Recipe, sources: Sources) -> None:
+    """What a loader worker would stumble over, told before the training.
+
+    Raises ValueError for a share of the mixture that has nothing to be drawn from, and for partners of unequal size;
+    OSError for one that cannot be read.
+    """
+    mixture = recipe.mixture
+    for share, folder, found in (
+        ("synthetic", "sharp", sources.pack is not None),
+        ("real", "pairs", bool(sources.pairs)),
+        ("identity", "sharp", bool(sources.sharp)),
+        ("masks", "masks", bool(sources.masked)),
+    ):
+        if (value := getattr(mixture, share)) > 0 and not found:
+            raise ValueError(
+                f"mixture.{share} is {value}, but data.{folder} ({getattr(recipe.data, folder)!r}) has nothing of "
+                "split=train for it: set the share to 0, or name a folder that has"
+            )
+    check_sizes((pair.blurred, pair.sharp) for pair in sources.pairs if mixture.real)
+    check_sizes((photo.image, photo.mask) for photo in sources.masked if mixture.masks)
 
 
 def leave_out(pairs: list[PhotoPair], collection: str) -> list[PhotoPair]:
@@ -480,12 +557,21 @@ def hours(seconds: float, cpu_seconds: float) -> dict[str, float]:
     return {"hours": round(seconds / 3600, 5), "cpu_hours": round(cpu_seconds / 3600, 5)}
 
 
-def describe(recipe: Recipe, step: int, spent: dict[str, float], figures: dict[str, float]) -> dict[str, Any]:
+def licence_line(recipe: Recipe) -> str:
+    """The terms of the weights as far as the recipe states them, one line."""
+    begun = f"; begun with the weights of {recipe.start_from}, whose terms hold on" if recipe.start_from else ""
+    return recipe.licence or f"not stated by the recipe{begun}"
+
+
+def describe(
+    recipe: Recipe, step: int, spent: dict[str, float], score: float, figures: dict[str, float]
+) -> dict[str, Any]:
     """Provenance stored in a checkpoint; `spent` from `hours`."""
     return {
         "recipe": asdict(recipe),
         "step": step,
         **spent,
+        "score": score,
         "dev": figures,
         "torch": torch.__version__,
     }
@@ -500,9 +586,11 @@ def save_state(
     seconds: float,
     cpu_seconds: float,
     best: float,
+    processes: int,
 ) -> None:
     """Write what resuming needs."""
     state = {
+        "config": config_to_dict(model.config),
         "model": model.state_dict(),
         "residual_scale": model.residual_scale,
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -511,6 +599,7 @@ def save_state(
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "best": best,
+        "processes": processes,
     }
     with atomic_target(path) as partial:
         torch.save(state, partial)

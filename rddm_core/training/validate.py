@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.datasets import dataset_masks, dataset_pairs
-from ..data.sources import MaskedPhoto, PhotoPair, read_mask, read_rgb
+from ..data.sources import MaskedPhoto, PhotoPair, check_sizes, read_mask, read_rgb
 from ..files import atomic_target
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
@@ -33,15 +33,16 @@ Validation = Callable[[RDDM, Path | None], tuple[float, dict[str, float]]]
 def open_validation(recipe: Recipe) -> Validation:
     """The validation of the recipe's stage. Its photographs are looked up now: before the hours of training, not after.
 
-    Raises ValueError where the data has nothing of `split=dev`, FileNotFoundError where files of it are missing.
+    Raises ValueError where the data has nothing of `split=dev` or partners of unequal size, FileNotFoundError where
+    files of it are missing.
     """
     root, data = recipe.data.resolved_root(), recipe.data
     if recipe.stage == "estimator":
         masks = dataset_masks(root / data.masks, "dev")
-        _require(root / data.masks, [path for photo in masks for path in (photo.image, photo.mask)])
+        _require(root / data.masks, [(photo.image, photo.mask) for photo in masks])
         return lambda model, sheet: validate_estimator(model, masks, sheet)
     pairs = dataset_pairs(root / data.pairs, "dev", data.layout)
-    _require(root / data.pairs, [path for pair in pairs for path in (pair.blurred, pair.sharp)])
+    _require(root / data.pairs, [(pair.blurred, pair.sharp) for pair in pairs])
     validators: dict[str, Callable[[RDDM, Sequence[PhotoPair], Path | None], tuple[float, dict[str, float]]]] = {
         "joint": validate_joint,
         "pre_deblur": validate_pre_deblur,
@@ -51,13 +52,14 @@ def open_validation(recipe: Recipe) -> Validation:
     return lambda model, sheet: validate(model, pairs, sheet)
 
 
-def _require(folder: Path, files: Sequence[Path]) -> None:
-    if not files:
+def _require(folder: Path, partners: Sequence[tuple[Path, Path]]) -> None:
+    if not partners:
         raise ValueError(
             f"{folder} has nothing of split=dev, on which a run is validated: give some rows of its manifest that split"
         )
-    if missing := [path for path in files if not path.is_file()]:
+    if missing := [path for paths in partners for path in paths if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} of split=dev in {folder} does not exist ({len(missing)} in all)")
+    check_sizes(partners)
 
 
 def to_tensor(picture: np.ndarray) -> Tensor:
@@ -65,13 +67,13 @@ def to_tensor(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
 
 
-def validate_joint(
-    model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None, steps: tuple[int, ...] = (1, 3)
-) -> tuple[float, dict[str, float]]:
-    """PSNR gains over the blurred input on dev pairs, for I_p alone and after 1 and 3 steps; a sample sheet.
+def validate_joint(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None) -> tuple[float, dict[str, float]]:
+    """PSNR gains over the blurred input on dev pairs, for I_p alone and after 1, 3 and the recommended steps; a sample
+    sheet.
 
-    Returns (mean gain with one step, all figures).
+    Returns (mean gain with the recommended steps, all figures).
     """
+    steps = sorted({1, 3, model.recommended_steps})
 
     def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         defocus_map = estimate_defocus_map(model, image)
@@ -82,7 +84,7 @@ def validate_joint(
         return results, (defocus_map.expand_as(image), guess, results[f"steps{steps[-1]}"])
 
     figures = validate_pairs(pairs, sheet, restore)
-    return figures["steps1_mean"], figures
+    return figures[f"steps{model.recommended_steps}_mean"], figures
 
 
 def validate_pre_deblur(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None) -> tuple[float, dict[str, float]]:

@@ -118,6 +118,14 @@ def test_an_interrupted_run_goes_on(run: Callable[..., Path], monkeypatch: pytes
     assert read_info(folder / "full" / "model.safetensors").provenance["step"] == 2
 
 
+def test_runs_from_other_weights_are_not_taken_for_finished(run: Callable[..., Path]) -> None:
+    folder = run("--only", "full")
+    start = folder / "full" / "start.sha256"
+    start.write_text("another" + start.read_text())
+    with pytest.raises(ValueError, match="full holds a run from other weights than .* is now: move it away"):
+        run("--only", "full")
+
+
 def test_a_collection_is_left_out(run: Callable[..., Path], ablations: ModuleType) -> None:
     folder = run("--only", "fresh", "--leave-out", "b")
     assert not (folder / "fresh-dev.md").exists(), "of one row there is nothing to compare"

@@ -22,9 +22,10 @@ from rddm_core.data.sources import (
     photo_pairs,
     read_labels,
     read_mask,
+    read_rgb,
     sharp_photos,
 )
-from rddm_core.data.stream import MixtureConfig, Sources, TrainingStream, draw_sample
+from rddm_core.data.stream import DecodedPhotos, MixtureConfig, Sources, TrainingStream, draw_sample
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
 from rddm_core.evaluation.maps import score_maps
 from rddm_core.files import write_text
@@ -258,6 +259,18 @@ class TestStream:
         loader = torch.utils.data.DataLoader(TrainingStream(sources, self.config, 2), batch_size=None, num_workers=2)
         indices = [batch["index"].tolist() for batch, _ in zip(loader, range(4), strict=False)]
         assert indices == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+    def test_decoded_photographs_stay_within_their_memory(self, tmp_path, monkeypatch):
+        paths = [tmp_path / f"{i}.png" for i in range(3)]
+        for i, path in enumerate(paths):
+            Image.new("RGB", (10, 8), (i, 0, 0)).save(path)
+        photos, decoded = DecodedPhotos(limit=2 * 3 * 8 * 10), []
+        monkeypatch.setattr("rddm_core.data.stream.read_rgb", lambda path: decoded.append(path.stem) or read_rgb(path))
+        for i in (0, 1, 0, 2, 0, 1):
+            assert photos[paths[i]].shape == (3, 8, 10) and photos[paths[i]][0, 0, 0] == i
+            assert photos.size == sum(planes.nbytes for planes in photos.kept.values()) <= photos.limit
+        assert decoded == ["0", "1", "2", "1"]
+        assert DecodedPhotos(limit=1)[paths[2]][0, 0, 0] == 2
 
     def test_identity_samples_differ_by_the_sensor_alone(self, sources):
         config = replace(self.config, synthetic=0, real=0, masks=0, identity=1, noise=0, jpeg=0)

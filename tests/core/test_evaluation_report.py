@@ -140,6 +140,14 @@ def test_crops_lie_where_the_picture_changed_most() -> None:
     assert crop.shape == (160, 160, 3) and int((crop == 255).sum()) == 300
 
 
+def test_crops_are_kept_of_the_pairs_that_are_shown() -> None:
+    collect, target = CropCollector(), torch.zeros(3, 20, 24)
+    for i in range(30):  # in a mixed order; the higher the number, the larger the gain
+        number = i * 7 % 30
+        collect(pair(str(number)), {"blurred": target + 0.5, "final": target + (30 - number) / 60}, target)
+    assert sorted(map(int, collect.crops)) == [0, 1, 2, 3, 4, 25, 26, 27, 28, 29]
+
+
 def test_the_command_writes_a_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for i in range(2):

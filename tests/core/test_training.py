@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ import torch
 from PIL import Image
 
 from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint, read_info
-from rddm_core.config import config_to_dict, lite, nafnet, preset
+from rddm_core.config import DenoiserConfig, GuidanceConfig, config_to_dict, lite, nafnet, override, preset
 from rddm_core.data.sources import PhotoPair, photo_pairs
 from rddm_core.data.stream import MixtureConfig, Sources, draw_sample
 from rddm_core.diffusion import make_alpha_bars
@@ -28,12 +30,14 @@ from rddm_core.networks.model import RDDM
 from rddm_core.optics import scale_map
 from rddm_core.pipeline import estimate_defocus_map, pre_deblur
 from rddm_core.regression import is_regression, regress
+from rddm_core.training.logs import RunLog
 from rddm_core.training.losses import estimate_training_map, joint_loss, sample_timesteps, sample_weights
 from rddm_core.training.recipe import Recipe, load_recipe
 from rddm_core.training.train import (
     MovingAverage,
     Objective,
     build_model,
+    check_common_step,
     check_folder,
     estimate_pair_maps,
     learning_rate,
@@ -44,6 +48,7 @@ from rddm_core.training.train import (
     select_trainable,
     transfer_weights,
 )
+from rddm_core.training.validate import open_validation, validate_joint
 
 RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
 
@@ -78,6 +83,19 @@ def collection(tmp_path_factory) -> Path:
             writer.writeheader()
             writer.writerows(rows)
     return root
+
+
+def run_until_step_two(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops after the second step as a kill would: the state is that after the first."""
+
+    def stop(log: RunLog, step: int, *_: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rddm_core.training.train.RunLog.step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
 
 
 def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
@@ -168,6 +186,11 @@ class TestNetworks:
         assert model.config.denoiser.deconvolution_radii == (2.0,)
         assert not any(isinstance(m, DeformableConv) for m in model.denoiser.modules())
         assert any(isinstance(m, DeformableConv) for m in model.pre_deblur.modules()), "the rest is the preset's"
+
+    def test_the_first_recipe_keeps_the_network_of_its_time(self):
+        recipe = load_recipe(RECIPES / "lite-estimator.json")
+        config = override(preset(recipe.preset), recipe.network)
+        assert config.denoiser == DenoiserConfig() and config.guidance == GuidanceConfig()
 
     @pytest.mark.parametrize(
         ("network", "message"),
@@ -284,7 +307,8 @@ def test_the_noisy_input_is_no_side_channel_for_p():
 
 
 def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, collection, tmp_path):
-    first = run(write_recipe(tmp_path, collection, name="maps", stage="estimator", mixture={"crop": 64, "masks": 1.0}))
+    estimator = {"stage": "estimator", "mixture": {"crop": 64, "masks": 1.0}, "licence": "CC0"}
+    first = run(write_recipe(tmp_path, collection, name="maps", **estimator))
     second = run(write_recipe(tmp_path, collection, start_from="maps"))
     before, after = load_checkpoint(first), load_checkpoint(second)
     for key, value in before.estimator.state_dict().items():
@@ -298,9 +322,26 @@ def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, 
     assert info.provenance["step"] == 4 and "steps1_mean" in info.provenance["dev"]
     assert 0 < info.provenance["cpu_hours"] < 0.1
     assert math.isfinite(info.residual_scale) and info.residual_scale > 1
+    assert [read_info(x).licence for x in (first, second)] == [
+        "CC0",
+        "not stated by the recipe; begun with the weights of maps, whose terms hold on",
+    ]
     assert (runs / "tiny" / "validation.csv").read_text().count("\n") == 2
     for name in ("maps", "tiny"):
         assert [sheet.name for sheet in (runs / name / "sheets").iterdir()] == ["0000004.jpg"]
+
+
+def test_weights_are_chosen_by_the_steps_that_they_recommend(tiny_checkpoint, collection):
+    model = load_checkpoint(tiny_checkpoint)
+    model.recommended_steps = 2
+    score, figures = validate_joint(model, photo_pairs(collection / "real_pairs", "dev"), None)
+    assert score == figures["steps2_mean"] != figures["steps1_mean"]
+    assert [key for key in figures if key.endswith("_mean")] == [
+        "pre_mean",
+        "steps1_mean",
+        "steps2_mean",
+        "steps3_mean",
+    ]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -309,19 +350,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
 ):
     whole = run(write_recipe(tmp_path, collection, name="whole", optimizer=optimizer))
     part = write_recipe(tmp_path, collection, name="part", optimizer=optimizer)
-    # Stop after the second step as a kill would, then go on from the checkpoint of that moment.
-    steps = []
-
-    def stop_after_two(*args):
-        steps.append(1)
-        if len(steps) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("rddm_core.training.train.RunLog.step", stop_after_two)
-        with pytest.raises(KeyboardInterrupt):
-            run(part)
-    assert 0 < len(steps) < 4
+    run_until_step_two(part, monkeypatch)
     spent = torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
     resumed = run(part, resume=True)
     assert 0 < spent < torch.load(runs / "part" / "state.pt", weights_only=True)["cpu_seconds"]
@@ -383,10 +412,61 @@ def test_a_run_goes_on_by_its_own_recipe_alone(tmp_path, collection):
     check_folder(folder, recipe, resume=True)  # of a version that wrote no recipe.json
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
     check_folder(folder, recipe, resume=True)
-    check_folder(folder, replace(recipe, steps=9, workers=3, checkpoint_minutes=1, validate_minutes=1), resume=True)
+    free = {"steps": 9, "workers": 3, "checkpoint_minutes": 1, "validate_minutes": 1, "licence": "MIT"}
+    check_folder(folder, replace(recipe, **free), resume=True)
     changed = replace(recipe, batch=9, network={"denoiser": {}}, mixture=replace(recipe.mixture, crop=32))
     with pytest.raises(ValueError, match=r"differs in network\.denoiser\.overlap, mixture\.crop, batch\)"):
         check_folder(folder, changed, resume=True)
+
+
+def test_a_run_goes_on_from_its_state_alone(runs, narrow_networks, collection, tmp_path, monkeypatch):
+    """What it started from may have been deleted, or be of another shape by now."""
+    first = run(write_recipe(tmp_path, collection, name="first", steps=1))
+    recipe = write_recipe(tmp_path, collection, start_from="first", steps=2)
+    digest = hashlib.sha256(first.read_bytes()).hexdigest()
+    run_until_step_two(recipe, monkeypatch)
+    shutil.rmtree(first.parent)
+    run(recipe, resume=True)
+    assert torch.load(runs / "tiny" / "state.pt", weights_only=True)["step"] == 2
+    assert (runs / "tiny" / "start.sha256").read_text() == digest
+
+
+def test_a_state_belongs_to_a_number_of_processes(runs, narrow_networks, collection, tmp_path):
+    recipe, path = write_recipe(tmp_path, collection, steps=1), runs / "tiny" / "state.pt"
+    run(recipe)
+    state = torch.load(path, weights_only=True)
+    assert state["processes"] == 1
+    torch.save(state | {"processes": 4}, path)
+    with pytest.raises(ValueError, match="of a run in 4 processes, this one has 1 .* go on with --num_processes 4"):
+        run(recipe, resume=True)
+    # That of an earlier version says neither this nor how the networks are built.
+    torch.save({key: value for key, value in state.items() if key not in ("processes", "config")}, path)
+    run(recipe, resume=True)
+
+
+def test_processes_that_see_other_states_are_refused():
+    def seen_by_both(steps: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(num_processes=2, device="cpu", gather=lambda _: torch.tensor(steps))
+
+    check_common_step(seen_by_both([3, 3]), 3)
+    with pytest.raises(ValueError, match="from the steps 3, 0: let RDDM_RUNS be a folder that all machines share"):
+        check_common_step(seen_by_both([3, 0]), 3)
+
+
+def test_weights_that_are_newer_than_the_state_count(runs, narrow_networks, collection, tmp_path, monkeypatch):
+    """A kill between the two files of a validation must not let worse weights replace the best."""
+    recipe, path = write_recipe(tmp_path, collection, steps=1), runs / "tiny" / "state.pt"
+    best = run(recipe)
+    state, weights = torch.load(path, weights_only=True), best.read_bytes()
+    torch.save(state | {"best": -math.inf}, path)
+    with monkeypatch.context() as patch:
+        validate = open_validation(load_recipe(recipe))
+        patch.setattr(
+            "rddm_core.training.train.open_validation", lambda _: lambda *args: (state["best"] - 1, validate(*args)[1])
+        )
+        run(recipe, resume=True)
+    assert best.read_bytes() == weights
+    assert torch.load(path, weights_only=True)["best"] == state["best"]
 
 
 def test_a_loss_that_is_never_finite_stops_the_run(runs, narrow_networks, collection, tmp_path, monkeypatch):
@@ -428,11 +508,11 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
     assert float((one - two).norm()) < 0.02 * float(one.norm())
 
 
-def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_path):
+def test_the_paper_preset_trains_two_steps_and_resumes(runs, collection, tmp_path, monkeypatch):
     recipe = write_recipe(tmp_path, collection, preset="paper", batch=1, steps=2, name="paper")
-    run(recipe, minutes=0.0)
+    run_until_step_two(recipe, monkeypatch)
     state = torch.load(runs / "paper" / "state.pt", weights_only=True)
-    assert state["step"] <= 1
+    assert state["step"] == 1 and state["optimizers"][0]["state"]
     run(recipe, resume=True)
     assert torch.load(runs / "paper" / "state.pt", weights_only=True)["step"] == 2
 
@@ -589,6 +669,32 @@ def test_the_yardstick_is_about_as_large_as_the_denoiser():
     assert not any(isinstance(m, DeformableConv) for m in RDDM(nafnet()).pre_deblur.modules())
 
 
+def test_a_share_without_material_is_refused_by_name(collection, tmp_path):
+    empty = {"synthetic": "sharp", "real": "pairs", "identity": "sharp", "masks": "masks"}
+    for share, field in empty.items():
+        mixture = dict.fromkeys(empty, 0.0) | {share: 0.3}
+        data = {"root": str(collection), "segments": "", "pack_count": 4}
+        recipe = write_recipe(tmp_path, collection, data=data | {field: ""}, mixture=mixture)
+        with pytest.raises(ValueError, match=rf"mixture\.{share} is 0\.3, but data\.{field} \(''\) has nothing"):
+            open_sources(load_recipe(recipe))
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize(
+    ("stage", "picture", "partner"),
+    [("joint", "real_pairs/{}_blur.png", "sharp"), ("estimator", "defocus_masks/{}.png", "mask")],
+)
+def test_partners_of_unequal_size_are_named(runs, collection, tmp_path, split, stage, picture, partner):
+    root = tmp_path / "data"
+    shutil.copytree(collection, root)
+    first = root / picture.format(split)
+    second = first.with_name(f"{split}_{partner}.png")
+    Image.new("RGB", (80, 71)).save(second)
+    recipe = load_recipe(write_recipe(tmp_path, root, stage=stage, mixture={"masks": float(stage == "estimator")}))
+    with pytest.raises(ValueError, match=f"{first} is 80x72, but {second} is 80x71"):
+        (open_sources if split == "train" else open_validation)(recipe)
+
+
 def test_a_collection_is_left_out(collection, tmp_path):
     pairs = [PhotoPair(Path(f"{name}.png"), Path("s.png"), f"{name}/1") for name in ("lytro", "phone", "lytro")]
     assert [p.scene for p in leave_out(pairs, "lytro")] == ["phone/1"]
@@ -639,6 +745,24 @@ def test_the_paper_s_mixture_only_crops_flips_and_turns(tmp_path):
         sample = draw_sample(sources, recipe.mixture, index)
         assert torch.equal(sample["blurred"], sample["sharp"])
         assert any(torch.allclose(sample["sharp"], x, atol=1e-6) for x in turned)
+
+
+def test_lfdof_is_trained_on_and_chosen_on_other_scenes(tmp_path, monkeypatch):
+    picture = Image.new("RGB", (80, 72))
+    for scene in range(10, 31):
+        for path in (f"input/{scene}/{scene}_ap1_00.png", f"ground_truth/{scene}.png"):
+            (tmp_path / "LFDOF" / "train_data" / path).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path / "LFDOF" / "train_data" / path)
+    recipe = load_recipe(RECIPES / "paper-dpdd.json")
+    recipe = replace(recipe, data=replace(recipe.data, root=str(tmp_path), pairs="LFDOF", layout="lfdof"))
+    chosen_on = []
+    monkeypatch.setattr(
+        "rddm_core.training.validate.validate_joint", lambda _, pairs, __: chosen_on.extend(p.scene for p in pairs)
+    )
+    open_validation(recipe)(None, None)
+    trained_on = {pair.scene for pair in open_sources(recipe).pairs}
+    assert chosen_on == ["lfdof/19", "lfdof/29"]
+    assert len(trained_on) == 19 and not trained_on & set(chosen_on)
 
 
 def test_the_paper_s_recipe():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -31,6 +32,19 @@ def test_csv_rows_are_means_over_their_steps(tmp_path: Path) -> None:
     assert float(second["loss"]) == pytest.approx(sum(1 / s for s in range(51, 101)) / 50, rel=1e-5)
     assert (first["hours"], second["hours"]) == ("0.5", "1"), "spent since the run began, not a mean"
     assert rows(tmp_path / "validation.csv")[0]["gain"] == "0.5"
+
+
+def test_a_validation_does_not_change_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("rddm_core.training.logs.time", clock)
+    log = RunLog(tmp_path, active=True)
+    for step in range(1, 101):
+        clock.now += 0.5
+        fill(log, step, step)
+        if step == 80:
+            clock.now += 600
+            log.validation({"step": 80, "score": 0.5})
+    assert [row["steps_per_second"] for row in rows(tmp_path / "train.csv")] == ["2", "2"]
 
 
 def test_curves_are_drawn_at_each_validation_and_nothing_is_left_behind(tmp_path: Path) -> None:
