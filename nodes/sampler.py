@@ -127,7 +127,7 @@ class RDDMSampler(io.ComfyNode):
         guess, alpha = layout.picture(pre_deblurred, "pre_deblurred", bounded=False)
         defocus_map = layout.mask(map, "map", len(guess))
         size = (guess.shape[-2], guess.shape[-1])
-        tile = "auto" if tiling["tiling"] == "auto" else tiling.get("tile")
+        tile: int | Literal["auto"] | None = "auto" if tiling["tiling"] == "auto" else tiling.get("tile")
         start = None if noise is None else draw_noise(noise, len(guess), samples, size, batch_noise)
         watch = host.callbacks(preview=True)
         residual = host.run_in_tiles(
