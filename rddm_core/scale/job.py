@@ -100,9 +100,10 @@ def compute(
         loaded.pixels[None],
         settings=work.settings,
         keep_stages="pre-deblur" in job.extras,
+        mean=True,
         callbacks=callbacks,
     )
-    result = deblurred.image[0] if len(deblurred.image) == 1 else deblurred.image.mean(dim=0)
+    result = deblurred.image[0]
     extras = {}
     for name in job.extras:
         if name == "map":
