@@ -87,7 +87,9 @@ class Pictures:
 def read(work: Work, job: Job) -> images.LoadedImage:
     """The job's picture. Raises ImageError for it, or for a target that could not be written later."""
     images.format_for(job.target)
-    return images.load_image(job.source, work.max_pixels)
+    loaded = images.load_image(job.source, work.max_pixels)
+    images.format_that_holds(job.target, *loaded.pixels.shape[1:])
+    return loaded
 
 
 def compute(

@@ -21,7 +21,7 @@ from rddm_core.files import atomic_target
 from rddm_core.images import ImageError, LoadedImage, load_image
 from rddm_core.pipeline import DeblurSettings
 from rddm_core.scale import local
-from rddm_core.scale.job import Job, Outcome, Pictures, Work, failure, run_job
+from rddm_core.scale.job import Job, Outcome, Pictures, Work, failure, read, run_job
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -147,6 +147,13 @@ def test_errors_stay_with_their_picture(tmp_path: Path, work: Work, stages: Stag
         "KeyError: 1",
     ]
     assert all(o.error is None or o.error.startswith(str(o.job.source)) for o in outcomes)
+
+
+def test_a_target_that_cannot_hold_the_picture_is_refused_when_it_is_read(tmp_path: Path, work: Work) -> None:
+    Image.new("L", (17000, 1)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.webp: WEBP holds at most 16383 pixels a side"):
+        read(work, Job(tmp_path / "a.png", tmp_path / "a.webp"))
+    assert read(work, Job(tmp_path / "a.png", tmp_path / "a.jpg")).pixels.shape == (3, 1, 17000)
 
 
 @pytest.mark.parametrize("kind", [ImageError, OSError, RuntimeError])
