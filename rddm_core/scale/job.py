@@ -121,7 +121,8 @@ def write(job: Job, loaded: images.LoadedImage, pictures: Pictures) -> None:
     """Write extras first: where the result stands, everything does. Raises ImageError."""
     for name, path in job.extras.items():
         if name == "compare":
-            images.save_image(path, pictures.extras[name], quality=92)
+            sheet, icc = pictures.extras[name], None if loaded.grey else loaded.icc  # a sheet is never grey
+            images.save_image(path, sheet, like=images.LoadedImage(sheet, icc=icc), quality=92)
         else:
             images.save_image(path, pictures.extras[name], like=loaded if name == "pre-deblur" else None)
     images.save_image(job.target, pictures.result, like=loaded)
