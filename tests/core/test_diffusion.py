@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def test_schedule_falls_from_one_to_almost_zero(config):
     assert bars[0] == 1
     assert bool((bars.diff() < 0).all())
     assert 0 < bars[-1] < 1e-4
+
+
+@pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)
+def test_the_longest_schedule_stays_above_zero(config):
+    bars = make_alpha_bars(replace(config, timesteps=100_000))
+    assert bool((bars.diff() <= 0).all()) and float(bars[-1]) > 0
+    last = bars[-2:].tolist()
+    assert last[0] == last[1], "at the floor"
+    assert ddim_coefficients(last[1], last[0], eta=1.0) == ddpm_posterior(last[1], last[0]) == (1, 0, 0)
 
 
 def test_linear_schedule_multiplies_its_alphas():
