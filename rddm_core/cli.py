@@ -267,7 +267,7 @@ def _add_evaluate_maps(commands: Any) -> None:
 def _add_threshold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=_share,
         default=0.5,
         metavar="X",
         help="of defocus maps against masks: above it, a pixel counts as out of focus (default: 0.5)",
@@ -1002,6 +1002,13 @@ def _word_or_number(*words: str) -> Callable[[str], str | int]:
         return int(text)
 
     return parse
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
 
 
 def _pixel_count(text: str) -> int:

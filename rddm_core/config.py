@@ -215,7 +215,8 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def dataclass_from_dict(kind: type, values: Any, where: str, complete: bool) -> Any:
     """Build the dataclass `kind` from plain values, strictly.
 
-    `complete` demands every field (a stored checkpoint); otherwise missing fields keep their defaults (a recipe).
+    `complete` demands every field (a stored checkpoint); otherwise missing fields keep their defaults (a recipe), where
+    they have any.
     Raises ValueError that names the place, e.g. ``config.denoiser.widths``.
     """
     if not isinstance(values, dict):
@@ -224,10 +225,15 @@ def dataclass_from_dict(kind: type, values: Any, where: str, complete: bool) -> 
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ValueError(f"{where} has unknown keys: {', '.join(map(str, unknown))}")
-    if complete and (missing := sorted(set(fields) - set(values))):
+    absent = [name for name in sorted(fields) if name not in values]
+    if missing := [name for name in absent if complete or not _has_default(fields[name])]:
         raise ValueError(f"{where} lacks: {', '.join(missing)}")
     hints = typing.get_type_hints(kind)
     return kind(**{key: _typed(hints[key], value, f"{where}.{key}", complete) for key, value in values.items()})
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _typed(hint: Any, value: Any, where: str, complete: bool) -> Any:

@@ -18,16 +18,18 @@ Schedule = Literal["uniform", "quadratic"]
 
 
 def make_alpha_bars(config: DiffusionConfig) -> Tensor:
-    """abar_t = prod_{i<=t} alpha_i for t = 0..T (Eq. 3), float64 [T + 1], strictly decreasing, abar_0 = 1.
+    """abar_t = prod_{i<=t} alpha_i for t = 0..T (Eq. 3), float64 [T + 1], never increasing, abar_0 = 1.
 
     `cosine` (Nichol and Dhariwal 2021, without offset): abar_t = cos^2(pi t / 2T). `linear`: alpha_t = 1 - beta_t,
-    beta from `beta_start` to `beta_end`. abar_T is kept above zero so that log-SNR stays finite.
+    beta from `beta_start` to `beta_end`. Both are kept above zero so that log-SNR stays finite: where a very long
+    schedule reaches that floor its last entries are equal, and a step between them changes nothing.
     """
     if config.schedule == "cosine":
         t = torch.arange(config.timesteps + 1, dtype=torch.float64) / config.timesteps
         return torch.cos(t * (math.pi / 2)).square().clamp_min(1e-9)
     beta = torch.linspace(config.beta_start, config.beta_end, config.timesteps, dtype=torch.float64)
-    return torch.cat((torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, dim=0)))
+    bars = torch.cumprod(1 - beta, dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.cat((torch.ones(1, dtype=torch.float64), bars))
 
 
 def sampling_timesteps(timesteps: int, steps: int, schedule: Schedule = "uniform") -> list[tuple[int, int]]:

@@ -164,7 +164,6 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
     Raises ImageError for an unknown extension, pixels that are no picture, or a file that cannot be written.
     """
     path = Path(path)
-    format = format_for(path)
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.numel() == 0:
         raise ImageError(f"{path}: pixels must be [3, H, W], not {list(pixels.shape)}")
     for plane in (pixels, like.alpha if like is not None else None):
@@ -173,8 +172,7 @@ def save_image(path: Path | str, pixels: Tensor, like: LoadedImage | None = None
         ):
             what = "pixels and alpha must be floating point in 0..1, of 16 bits or more"
             raise ImageError(f"{path}: {what}, not {plane.dtype}: divide 8-bit values by 255")
-    if max(pixels.shape[1:]) > _MAX_SIDE.get(format, 2**31):
-        raise ImageError(f"{path}: {format} holds at most {_MAX_SIDE[format]} pixels a side: save it as PNG")
+    format = format_that_holds(path, pixels.shape[1], pixels.shape[2])
     like = like or LoadedImage(pixels)
     write = _writer(path, format, pixels, like, quality)
     try:
@@ -194,6 +192,14 @@ def format_for(path: Path) -> str:
     format = FORMAT_OF_EXTENSION.get(path.suffix.lower())
     if format is None:
         raise ImageError(f"{path}: pictures are written as {', '.join(FORMAT_OF_EXTENSION)}; choose one of these")
+    return format
+
+
+def format_that_holds(path: Path, height: int, width: int) -> str:
+    """`format_for`, and ImageError also where that format holds no picture of so many pixels a side."""
+    format = format_for(path)
+    if max(height, width) > _MAX_SIDE.get(format, 2**31):
+        raise ImageError(f"{path}: {format} holds at most {_MAX_SIDE[format]} pixels a side: save it as PNG")
     return format
 
 

@@ -63,12 +63,14 @@ def network_bytes(config: RDDMConfig, height: int, width: int) -> int:
     return round(max(sampling, bank, guidance, estimator))
 
 
-def held_bytes(height: int, width: int, samples: int = 1, keep_stages: bool = False) -> int:
+def held_bytes(height: int, width: int, samples: int = 1, keep_stages: bool = False, mean: bool = False) -> int:
     """Bytes of a picture, its map and the results, float32, as `pipeline.deblur` holds them.
 
-    A single result takes the place of I_p, unless the stages are kept; then the residuals are there as well.
+    A single result, as the mean is, takes the place of I_p, unless the stages are kept; then the residuals are there as
+    well.
     """
-    results = 12 if samples == 1 and not keep_stages else 12 + 12 * samples
+    count = 1 if mean else samples
+    results = 12 if count == 1 and not keep_stages else 12 + 12 * count
     residuals = 12 * samples if keep_stages else 0
     return (12 + 4 + results + residuals) * height * width
 
@@ -98,6 +100,7 @@ def tile_size(
     memory: int | None = None,
     samples: int = 1,
     keep_stages: bool = False,
+    mean: bool = False,
 ) -> int | None:
     """Longest side of a tile for a picture of that size; None is the whole picture at once.
 
@@ -108,7 +111,7 @@ def tile_size(
         return choice
     side = AUTO_TILE
     if memory is not None:
-        left = memory - held_bytes(height, width, samples, keep_stages)
+        left = memory - held_bytes(height, width, samples, keep_stages, mean)
         left -= guidance_bytes(config, height, width, samples)
         side = largest_tile(config, left, width, samples)
         if side < MIN_TILE:

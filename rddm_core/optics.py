@@ -139,7 +139,8 @@ def render_defocus(
         radius: [H, W] signed radius in pixels, positive behind the focus plane.
         levels: the largest number of layers; one takes the middle of the radii.
         highlight_gain: how much brighter than white clipped highlights are taken to be (>= 1).
-        colour_fringe: relative difference of the spot radius between red and blue (longitudinal chromatic aberration).
+        colour_fringe: by what share the spot's radius is larger in red than in green, and smaller in blue (longitudinal
+            chromatic aberration); red and blue differ by twice as much.
         callbacks: may interrupt before every layer, and count layers.
 
     One plane of one layer is blurred at a time, so that memory does not grow with the number of layers. Returns

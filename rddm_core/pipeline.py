@@ -105,7 +105,8 @@ class DeblurResult:
     """What `deblur` returns, at the size of the input.
 
     Attributes:
-        image: [B * N, 3, H, W] in 0..1; sample n of item b stands at b * N + n.
+        image: [B * N, 3, H, W] in 0..1; sample n of item b stands at b * N + n. [B, 3, H, W] if their mean was asked
+            for.
         defocus_map: [B, 1, H, W], the map that was used; its radii count pixels of the estimator's working size.
         pre_deblurred: I_p [B, 3, H, W], not clamped; at a reduced working size the picture plus p's enlarged
             change. None if the stages were not kept.
@@ -377,14 +378,17 @@ def deblur(
     defocus_map: Tensor | None = None,
     mask: Tensor | None = None,
     keep_stages: bool = True,
+    mean: bool = False,
     callbacks: Callbacks = Callbacks(),
 ) -> DeblurResult:
     """Deblur pictures [B, 3, H, W] by the whole of Algorithm 1.
 
     A `defocus_map` [B or 1, 1, h, w] replaces every estimated one; `mask` [B or 1, 1, h, w] says where the
     result is applied. Without `keep_stages` the result holds neither I_p nor the residuals, and a large picture
-    takes less than half the memory. Raises ValueError for inputs that do not fit, more steps than the checkpoint's T,
-    and where `settings.memory` is too little.
+    takes less than half the memory. With `mean` its image is the mean of the samples, which are not held.
+
+    Raises ValueError for inputs that do not fit, more steps than the checkpoint's T, and where `settings.memory` is too
+    little.
     """
     settings = settings or DeblurSettings()
     timesteps = _timesteps(model, settings.steps)  # too many are refused before any work
@@ -407,9 +411,10 @@ def deblur(
             settings.tile,
             *size,
             model.config,
-            _memory_for(settings, size, (height, width), keep_stages),
+            _memory_for(settings, size, (height, width), keep_stages, mean),
             settings.samples,
             keep_stages,
+            mean and size == (height, width),  # at a reduced size every change is held
         )
         for size in sizes
     ]
@@ -443,7 +448,7 @@ def deblur(
             callbacks=watch.part(done, total),
         )
         done += counts[b] * evaluations
-        merged = _merge_bands(original, small, guess, bands, settings, where, keep_stages)
+        merged = _merge_bands(original, small, guess, bands, settings, where, keep_stages, mean)
         results.append((merged[0], item_map, merged[1], merged[2]))
     images, item_maps, guesses, residuals = zip(*results, strict=True)
     return DeblurResult(
@@ -462,17 +467,20 @@ def _merge_bands(
     settings: DeblurSettings,
     mask: Tensor | None,
     keep_stages: bool,
+    mean: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Merge residuals as they come: (images [N, 3, H, W], I_p and residuals [1, N, 3, H, W] at the picture's size).
 
     `small` and `guess` are the picture and I_p at the working size. Only the change is enlarged: the original keeps
-    its detail. Without `keep_stages`, `guess` may be overwritten.
+    its detail. With `mean` there is one image, the mean of all. `guess` and the residuals that come may be overwritten,
+    `guess` only without `keep_stages`.
     """
     samples, size = settings.samples, (original.shape[-2], original.shape[-1])
     reduced = small.shape != original.shape
     drawn = guess.new_empty(1, samples, *guess.shape[1:]) if keep_stages else None
-    # One sample may replace the guess that it was drawn for.
-    finished = guess if samples == 1 and not keep_stages else guess.new_empty(samples, *guess.shape[1:])
+    results = 1 if mean and not reduced else samples
+    # A single one may replace the guess that it was drawn for.
+    finished = guess if results == 1 and not keep_stages else guess.new_empty(results, *guess.shape[1:])
 
     def merge(rows: slice, deblurred: Tensor) -> Tensor:
         where = None if mask is None else mask[:, :, rows]
@@ -483,14 +491,25 @@ def _merge_bands(
             drawn[0, :, :, rows] = band
         for n in range(samples):
             deblurred = guess[:, :, rows] + band[n]
-            finished[n : n + 1, :, rows] = deblurred - small[:, :, rows] if reduced else merge(rows, deblurred)
+            band[n] = deblurred - small[:, :, rows] if reduced else merge(rows, deblurred)
+        finished[:, :, rows] = band.mean(dim=0, keepdim=True) if results < samples else band
         del band, deblurred  # before the next is made
-    if reduced:
-        finished = _enlarge(finished, size)
+
+    def enlarged(changes: Tensor) -> Tensor:
+        whole = _enlarge(changes, size)
         for top in range(0, size[0], MERGED_ROWS):
             rows = slice(top, top + MERGED_ROWS)
-            for n in range(samples):
-                finished[n : n + 1, :, rows] = merge(rows, original[:, :, rows] + finished[n : n + 1, :, rows])
+            for n in range(len(whole)):
+                whole[n : n + 1, :, rows] = merge(rows, original[:, :, rows] + whole[n : n + 1, :, rows])
+        return whole
+
+    if reduced:
+        first, *others = finished.split(1 if mean else samples)
+        finished = enlarged(first)
+        for changes in others:
+            finished += enlarged(changes)
+        if mean:
+            finished /= samples
         if drawn is not None:
             guess, drawn = original + _enlarge(guess - small, size), _enlarge(drawn[0], size)[None]
     return finished, guess if keep_stages else None, drawn
@@ -546,12 +565,13 @@ class _Preview:
 
 
 def _memory_for(
-    settings: DeblurSettings, size: tuple[int, int], full: tuple[int, int], keep_stages: bool
+    settings: DeblurSettings, size: tuple[int, int], full: tuple[int, int], keep_stages: bool, mean: bool
 ) -> int | None:
     """What the budget leaves for a picture of that working size."""
     if settings.memory is None or size == full:
         return settings.memory
-    return settings.memory - held_bytes(*full, settings.samples, keep_stages)
+    added = 12 * full[0] * full[1] if mean and settings.samples > 1 else 0  # an enlarged sample, beside the sum
+    return settings.memory - held_bytes(*full, settings.samples, keep_stages, mean) - added
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

@@ -87,7 +87,9 @@ class Pictures:
 def read(work: Work, job: Job) -> images.LoadedImage:
     """The job's picture. Raises ImageError for it, or for a target that could not be written later."""
     images.format_for(job.target)
-    return images.load_image(job.source, work.max_pixels)
+    loaded = images.load_image(job.source, work.max_pixels)
+    images.format_that_holds(job.target, *loaded.pixels.shape[1:])
+    return loaded
 
 
 def compute(
@@ -100,9 +102,10 @@ def compute(
         loaded.pixels[None],
         settings=work.settings,
         keep_stages="pre-deblur" in job.extras,
+        mean=True,
         callbacks=callbacks,
     )
-    result = deblurred.image[0] if len(deblurred.image) == 1 else deblurred.image.mean(dim=0)
+    result = deblurred.image[0]
     extras = {}
     for name in job.extras:
         if name == "map":
@@ -118,7 +121,8 @@ def write(job: Job, loaded: images.LoadedImage, pictures: Pictures) -> None:
     """Write extras first: where the result stands, everything does. Raises ImageError."""
     for name, path in job.extras.items():
         if name == "compare":
-            images.save_image(path, pictures.extras[name], quality=92)
+            sheet, icc = pictures.extras[name], None if loaded.grey else loaded.icc  # a sheet is never grey
+            images.save_image(path, sheet, like=images.LoadedImage(sheet, icc=icc), quality=92)
         else:
             images.save_image(path, pictures.extras[name], like=loaded if name == "pre-deblur" else None)
     images.save_image(job.target, pictures.result, like=loaded)

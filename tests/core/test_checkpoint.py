@@ -436,6 +436,14 @@ def test_metadata(tiny_checkpoint: Path, tiny_config: RDDMConfig, tmp_path: Path
         refused(path, cause, read_info)
 
 
+def test_format_1_has_no_default_for_a_name(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tensors, metadata = stored(tiny_checkpoint)
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, {**metadata, "rddm.format_version": "1", "rddm.config": "{}"})
+    refused(path, "config lacks: name")
+    refused(path, "config lacks: name", read_info)
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor made outside the meta device."""
 

@@ -313,6 +313,16 @@ def test_senseless_options_exit_with_2(run, tmp_path: Path, options: list[str]) 
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize("command", ["evaluate", "evaluate-maps"])
+def test_thresholds_lie_in_0_to_1(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("0", "0.35", "1"):
+        assert cli.build_parser().parse_args([command, "data", "--threshold", text]).threshold == float(text)
+    for text in ("-0.1", "1.5", "nan", "half"):
+        with pytest.raises(SystemExit):
+            cli.build_parser().parse_args([command, "data", "--threshold", text])
+        assert f"must be a number from 0 to 1, not '{text}'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def test_schedule_falls_from_one_to_almost_zero(config):
     assert bars[0] == 1
     assert bool((bars.diff() < 0).all())
     assert 0 < bars[-1] < 1e-4
+
+
+@pytest.mark.parametrize("config", SCHEDULES, ids=lambda c: c.schedule)
+def test_the_longest_schedule_stays_above_zero(config):
+    bars = make_alpha_bars(replace(config, timesteps=100_000))
+    assert bool((bars.diff() <= 0).all()) and float(bars[-1]) > 0
+    last = bars[-2:].tolist()
+    assert last[0] == last[1], "at the floor"
+    assert ddim_coefficients(last[1], last[0], eta=1.0) == ddpm_posterior(last[1], last[0]) == (1, 0, 0)
 
 
 def test_linear_schedule_multiplies_its_alphas():
@@ -209,8 +219,8 @@ class TestPrintedFormulas:
         printed = math.sqrt(1 - self.bar_s) / (1 - self.bar_s)
         assert m**2 * (1 - self.bar_t) == pytest.approx(1 - self.bar_s)
         assert printed**2 * (1 - self.bar_t) != pytest.approx(1 - self.bar_s, abs=1e-2)
-        with pytest.raises(ZeroDivisionError):
-            math.sqrt(1 - 1.0) / (1 - 1.0)  # the printed m at the last step, where abar_s = 1
+        # At the last step abar_s = 1, and the printed m is 0 / 0.
+        assert ddim_coefficients(self.bar_t, 1.0) == (0, 1, 0)
 
     def test_the_posterior_variance_has_the_wrong_denominator(self):
         *_, sigma = ddpm_posterior(self.bar_t, self.bar_s)
@@ -220,5 +230,6 @@ class TestPrintedFormulas:
     def test_equations_1_and_2_disagree_about_the_variance(self):
         """With variance 1 - alpha_t a step keeps unit variance; with 1 - alpha_t as deviation it does not."""
         alpha = 0.9
-        assert alpha * 1.0 + (1 - alpha) == pytest.approx(1.0)
-        assert alpha * 1.0 + (1 - alpha) ** 2 != pytest.approx(1.0, abs=1e-2)
+        x_0, noise = torch.randn(2, COUNT, generator=torch.Generator().manual_seed(4))
+        assert float(q_sample(x_0, noise, alpha).var()) == pytest.approx(1, abs=0.01)
+        assert float((math.sqrt(alpha) * x_0 + (1 - alpha) * noise).var()) == pytest.approx(0.91, abs=0.01)

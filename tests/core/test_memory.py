@@ -67,13 +67,13 @@ def test_too_small_a_budget_is_refused() -> None:
         DeblurSettings(memory=0)
 
 
-def peak_of_deblur(networks: RDDM, keep: bool = False, **settings: Any) -> int:
+def peak_of_deblur(networks: RDDM, keep: bool = False, mean: bool = False, **settings: Any) -> int:
     """Of live tensors, the picture and its map included."""
     image = torch.rand(1, 3, 700, 900, generator=torch.Generator().manual_seed(0))
     given = torch.rand(1, 1, 700, 900, generator=torch.Generator().manual_seed(1))
     with Peak(networks.parameters()) as peak:
-        chosen = DeblurSettings(working_size="full", **settings)
-        deblur(networks, image, settings=chosen, defocus_map=given, keep_stages=keep)
+        chosen = DeblurSettings(**{"working_size": "full", **settings})
+        deblur(networks, image, settings=chosen, defocus_map=given, keep_stages=keep, mean=mean)
     return peak.peak + image.nbytes + given.nbytes
 
 
@@ -86,14 +86,20 @@ def test_the_pipeline_keeps_to_its_budget() -> None:
 def test_samples_and_stages_take_what_is_counted(tiny_config: RDDMConfig) -> None:
     networks, tile = RDDM(tiny_config).eval().requires_grad_(False), 320
 
-    def counted(samples: int, keep: bool) -> int:
-        held = held_bytes(700, 900, samples, keep) + guidance_bytes(tiny_config, 700, 900, samples)
+    def counted(samples: int, keep: bool, mean: bool) -> int:
+        held = held_bytes(700, 900, samples, keep, mean) + guidance_bytes(tiny_config, 700, 900, samples)
         return held + 12 * samples * 900 * tile
 
-    least = peak_of_deblur(networks, tile=tile) - counted(1, False)
-    for samples, keep in ((3, False), (1, True), (3, True)):
-        rest = peak_of_deblur(networks, keep, tile=tile, samples=samples) - counted(samples, keep)
-        assert least - 8e6 < rest <= least, (samples, keep)
+    least = peak_of_deblur(networks, tile=tile) - counted(1, False, False)
+    for samples, keep, mean in ((3, False, False), (1, True, False), (3, True, False), (3, False, True)):
+        rest = peak_of_deblur(networks, keep, mean, tile=tile, samples=samples) - counted(samples, keep, mean)
+        assert least - 8e6 < rest <= least, (samples, keep, mean)
+
+
+def test_the_mean_of_many_enlarged_samples_takes_no_more_than_that_of_few(tiny_config: RDDMConfig) -> None:
+    networks = RDDM(tiny_config).eval().requires_grad_(False)
+    few, many = (peak_of_deblur(networks, mean=True, samples=n, working_size=128) for n in (2, 9))
+    assert many - few < 12 * 700 * 900
 
 
 def test_what_is_kept_counts_against_the_budget() -> None:

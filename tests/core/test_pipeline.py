@@ -462,6 +462,19 @@ def test_stages_that_are_not_kept_change_nothing(model: RDDM, size: Any, samples
     assert lean.pre_deblurred is None and lean.residual is None
 
 
+@pytest.mark.parametrize("size", ["full", 200])
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_mean_of_samples_is_that_of_the_merged_ones(model: RDDM, size: Any, keep: bool) -> None:
+    image, mask = picture(2, 3, 300, 320), picture(1, 1, 10, 10)
+    settings = DeblurSettings(tile=128, working_size=size, samples=3, strength=3.0)
+    every, mean = (deblur(model, image, settings=settings, mask=mask, keep_stages=keep, mean=m) for m in (False, True))
+    assert bool((every.image == 1).any()), "clamped before the mean is taken"
+    expected = every.image.unflatten(0, (2, 3)).mean(dim=1)
+    torch.testing.assert_close(mean.image, expected, rtol=0, atol=1e-6)
+    if keep:
+        assert torch.equal(mean.pre_deblurred, every.pre_deblurred) and torch.equal(mean.residual, every.residual)
+
+
 def test_a_working_size_never_enlarges(model: RDDM) -> None:
     image = picture(1, 3, 64, 80)
     results = [deblur(model, image, settings=DeblurSettings(working_size=s)).image for s in ("full", 80, 999, "auto")]

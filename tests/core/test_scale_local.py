@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageCms import ImageCmsProfile, createProfile
 
 from rddm_core.checkpoint import load_checkpoint
 from rddm_core.files import atomic_target
 from rddm_core.images import ImageError, LoadedImage, load_image
 from rddm_core.pipeline import DeblurSettings
 from rddm_core.scale import local
-from rddm_core.scale.job import Job, Outcome, Pictures, Work, failure, run_job
+from rddm_core.scale.job import Job, Outcome, Pictures, Work, failure, read, run_job, write
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -147,6 +148,23 @@ def test_errors_stay_with_their_picture(tmp_path: Path, work: Work, stages: Stag
         "KeyError: 1",
     ]
     assert all(o.error is None or o.error.startswith(str(o.job.source)) for o in outcomes)
+
+
+def test_a_target_that_cannot_hold_the_picture_is_refused_when_it_is_read(tmp_path: Path, work: Work) -> None:
+    Image.new("L", (17000, 1)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.webp: WEBP holds at most 16383 pixels a side"):
+        read(work, Job(tmp_path / "a.png", tmp_path / "a.webp"))
+    assert read(work, Job(tmp_path / "a.png", tmp_path / "a.jpg")).pixels.shape == (3, 1, 17000)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_sheets_have_the_colours_of_their_picture(tmp_path: Path, grey: bool) -> None:
+    icc = ImageCmsProfile(createProfile("sRGB")).tobytes()
+    loaded = LoadedImage(torch.rand(3, 30, 40), grey=grey, icc=icc[:16] + (b"GRAY" if grey else b"RGB ") + icc[20:])
+    job = Job(tmp_path / "a.png", tmp_path / "out.png", {"compare": tmp_path / "sheet.jpg"})
+    write(job, loaded, Pictures(loaded.pixels, {"compare": torch.rand(3, 60, 80)}))
+    assert load_image(tmp_path / "sheet.jpg").icc == (None if grey else loaded.icc)
+    assert load_image(tmp_path / "out.png").icc == loaded.icc
 
 
 @pytest.mark.parametrize("kind", [ImageError, OSError, RuntimeError])
