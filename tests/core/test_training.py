@@ -129,7 +129,7 @@ if os.environ.get("RANK") == "1":
     ahead = itertools.count(step=3600)
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + next(ahead), process_time=time.process_time)
     train.time = clock
-train.run(Path(sys.argv[1]), minutes=30)
+train.run(Path(sys.argv[1]), minutes=30, resume="resume" in sys.argv)
 """
 
 
@@ -485,7 +485,8 @@ def test_a_loss_that_is_never_finite_stops_the_run(runs, narrow_networks, collec
 
 
 def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_path):
-    """The same four samples a step, in one process or shared by two gloo processes of `accelerate launch`.
+    """The same four samples a step, in one process or shared by two gloo processes of `accelerate launch`, which are
+    stopped after a step and go on.
 
     Adam's first moments are linear in the gradients: they agree but for rounding, and would not for other samples.
     Only the first process's clock counts.
@@ -493,13 +494,16 @@ def test_two_processes_learn_what_one_does(runs, collection, tiny_config, tmp_pa
     environment = subprocess_environment() | {"ACCELERATE_USE_CPU": "true"}
     script, moments = tmp_path / "narrow.py", []
     script.write_text(NARROW_RUN)
-    for processes in (1, 2):
-        recipe = write_recipe(tmp_path, collection, name=f"p{processes}", steps=2, batch=4 // processes, precision="no")
+    for processes, stops in ((1, [2]), (2, [1, 2])):
         # With --cpu there would be one process, whatever --num_processes says.
         launcher = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
         launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", *(["--multi_gpu"] if processes > 1 else [])]
-        command = [sys.executable, *launcher, str(script), str(recipe), json.dumps(config_to_dict(tiny_config))]
-        subprocess.run(command, check=True, env=environment, timeout=900, cwd=tmp_path)
+        for steps in stops:
+            shared = {"batch": 4 // processes, "precision": "no"}
+            recipe = write_recipe(tmp_path, collection, name=f"p{processes}", steps=steps, **shared)
+            command = [sys.executable, *launcher, str(script), str(recipe), json.dumps(config_to_dict(tiny_config))]
+            command += [] if steps == stops[0] else ["resume"]
+            subprocess.run(command, check=True, env=environment, timeout=900, cwd=tmp_path)
         stored = torch.load(runs / f"p{processes}" / "state.pt", weights_only=True)
         assert stored["step"] == 2
         state = stored["optimizers"][0]["state"]
