@@ -28,7 +28,7 @@ BAG_BYTES = 9e6
 OVERHEAD = 3.5
 """What the operating system may count on a CPU for a byte of live tensors: convolutions hold copies in layouts of their
 own, and the heap has gaps, which differ from run to run. Measured: 2.2 to 2.6 with AVX2. With AVX-512
-it is more: at 3.0, 45 megapixels took 2.07 of 2 GB, at 3.5 they take 1.86 (`python -m benchmarks --only large`)."""
+it is more: at 3.0, 45 megapixels took 2.07 of 2 GB, at 3.5 they take 1.9 (`python -m benchmarks --only large`)."""
 SIGNS_OF_EXHAUSTION = (
     "out of memory",  # devices
     "defaultcpuallocator",
