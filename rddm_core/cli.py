@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint import CheckpointInfo
+    from .config import RDDMConfig
     from .data.sources import MaskedPhoto
     from .evaluation.evaluate import Method, Pair, PairScores
     from .evaluation.maps import MapScore, RadiusOrder
@@ -436,8 +437,7 @@ def _work(args: argparse.Namespace) -> Work:
         info = read_info(work.checkpoint)  # before anything is started that needs it
     except CheckpointError as error:
         raise CommandError(str(error)) from error
-    if args.steps > (most := info.config.diffusion.timesteps):
-        raise CommandError(f"--steps must be at most {most}, as many as the weights know, not {args.steps}")
+    _check_steps(args.steps, info.config)
     return work
 
 
@@ -621,6 +621,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     except (ValueError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
     model = _load_model(args)
+    _check_steps(args.steps, model.config)
     crops = CropCollector() if args.report else None
 
     def watch(pair: Pair, pictures: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
@@ -881,6 +882,11 @@ def _settings(args: argparse.Namespace) -> DeblurSettings:
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
+
+
+def _check_steps(steps: int, config: RDDMConfig) -> None:
+    if steps > (most := config.diffusion.timesteps):
+        raise CommandError(f"--steps must be at most {most}, as many as the weights know, not {steps}")
 
 
 def _load_model(args: argparse.Namespace) -> RDDM:

@@ -265,6 +265,9 @@ def test_command_exits_with_1_where_pairs_fail(
     assert "2 pairs" in shown.out and "2 of 4 pairs failed" in shown.err and "none.png does not exist" in shown.err
     assert main(["evaluate", str(manifest), "--where", "split=test", "--model", str(tiny_checkpoint)]) == 1
     assert "no rows with split=test" in capsys.readouterr().err
+    assert main(["evaluate", str(manifest), "--steps", "1301", "--model", str(tiny_checkpoint)]) == 1
+    shown = capsys.readouterr()
+    assert "--steps must be at most 1300" in shown.err and not shown.out  # before any pair
 
 
 @pytest.mark.parametrize("extra", [["--where", "split"], ["--limit", "0"], ["--steps", "-1"]])

@@ -90,6 +90,17 @@ def save_in_the_editor(front_end: FrontEnd) -> None:
     save.click()
 
 
+def correct(front_end: FrontEnd, mock_host: MockHost, reloaded: bool = False) -> None:
+    """Estimate a map, save it in the editor, and load the workflow anew if asked."""
+    run(front_end, mock_host, "map.png")
+    front_end.page.evaluate(PRESS)
+    save_in_the_editor(front_end)
+    front_end.wait(f"({SOURCE})() === 'LoadImage/1'")
+    if reloaded:
+        saved, _ = front_end.graph()
+        front_end.load(saved)
+
+
 def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
     page.page.evaluate(PRESS)
     page.page.get_by_text("Run the workflow once").first.wait_for()
@@ -161,10 +172,7 @@ def test_the_mask_editor_opens_with_the_estimated_map(page: FrontEnd, mock_host:
 
 
 def test_what_was_saved_in_the_editor_takes_the_place_of_the_map(page: FrontEnd, mock_host: MockHost) -> None:
-    run(page, mock_host, "map.png")
-    page.page.evaluate(PRESS)
-    save_in_the_editor(page)
-    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    correct(page, mock_host)
     assert page.page.evaluate(f"() => {NODES}.length") == 3
     _, prompt = page.graph()
     (target,) = [node for node in prompt.values() if node["class_type"] == "MaskPreview"]
@@ -175,13 +183,7 @@ def test_what_was_saved_in_the_editor_takes_the_place_of_the_map(page: FrontEnd,
 
 @pytest.mark.parametrize("reloaded", [False, True], ids=["at once", "after loading"])
 def test_pressed_again_it_opens_what_was_corrected(page: FrontEnd, mock_host: MockHost, reloaded: bool) -> None:
-    run(page, mock_host, "map.png")
-    page.page.evaluate(PRESS)
-    save_in_the_editor(page)
-    page.wait(f"({SOURCE})() === 'LoadImage/1'")
-    if reloaded:
-        saved, _ = page.graph()
-        page.load(saved)
+    correct(page, mock_host, reloaded)
     picture = f"{NODES}.find(({{ type }}) => type === 'LoadImage').widgets.find(({{ name }}) => name === 'image').value"
     before = page.page.evaluate(f"() => {picture}")
     page.page.evaluate(PRESS)
@@ -201,13 +203,7 @@ def test_pressed_again_it_opens_what_was_corrected(page: FrontEnd, mock_host: Mo
 def test_without_the_corrected_map_the_estimated_one_counts_again(
     page: FrontEnd, mock_host: MockHost, reloaded: bool
 ) -> None:
-    run(page, mock_host, "map.png")
-    page.page.evaluate(PRESS)
-    save_in_the_editor(page)
-    page.wait(f"({SOURCE})() === 'LoadImage/1'")
-    if reloaded:
-        saved, _ = page.graph()
-        page.load(saved)
+    correct(page, mock_host, reloaded)
     page.page.evaluate(DELETE)
     page.wait(f"({SOURCE})() === 'RDDMDefocusMap/0'")
     assert page.page.evaluate(f"() => {NODES}.length") == 2
@@ -218,10 +214,7 @@ def test_without_the_corrected_map_the_estimated_one_counts_again(
 
 
 def test_what_was_connected_otherwise_since_then_stays_so(page: FrontEnd, mock_host: MockHost) -> None:
-    run(page, mock_host, "map.png")
-    page.page.evaluate(PRESS)
-    save_in_the_editor(page)
-    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    correct(page, mock_host)
     other = """() => {
       const node = window.LiteGraph.createNode("SolidMask");
       app.canvas.graph.add(node);
@@ -241,10 +234,7 @@ def test_of_a_batch_it_says_that_one_map_serves_all(page: FrontEnd, mock_host: M
 
 
 def test_a_copy_of_the_node_corrects_a_map_of_its_own(page: FrontEnd, mock_host: MockHost) -> None:
-    run(page, mock_host, "map.png")
-    page.page.evaluate(PRESS)
-    save_in_the_editor(page)
-    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    correct(page, mock_host)
     page.page.evaluate(
         f"""() => {{
           const node = {NODES}.find((node) => node.type === "RDDMDefocusMap");
