@@ -193,8 +193,11 @@ def _raise_unless_out_of_memory(error: Exception) -> None:
     """The host knows what GPUs raise, the core what torch raises on a CPU."""
     from ..rddm_core.memory import ran_out_of_memory
 
-    if not ran_out_of_memory(error):
-        model_management.raise_non_oom(error)
+    try:
+        model_management.raise_non_oom(error)  # asked first: it clears the error that CUDA keeps
+    except Exception:
+        if not ran_out_of_memory(error):
+            raise
 
 
 def _on_cpu(patcher: ModelPatcher) -> RDDM:
