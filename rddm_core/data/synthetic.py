@@ -128,12 +128,18 @@ def _detail(crop: np.ndarray) -> float:
     return float(np.abs(np.diff(luma, axis=0)).mean() + np.abs(np.diff(luma, axis=1)).mean())
 
 
+def _described(source: SharpPhoto | DepthPhoto) -> dict[str, Any]:
+    """What of a source decides on its samples, its files by name and length: the folder may lie elsewhere."""
+    values = vars(source).items()
+    return {key: [x.name, x.stat().st_size] if isinstance(x, Path) else x for key, x in values}
+
+
 class RenderedPack:
     """Rendered samples kept in one memory-mapped file, so that later epochs cost a read.
 
     `folder` gets `samples.npy` (uint8 [count, 7, S, S]), `done.npy` (bool [count]) and `render.json` with what made
-    them; a folder made by another configuration is refused. Processes share it, whether they are forked or get it
-    pickled.
+    them; a folder made by another configuration, or of other photographs, is refused. Processes share it, whether they
+    are forked or get it pickled.
     """
 
     def __init__(
@@ -146,14 +152,16 @@ class RenderedPack:
     ) -> None:
         self.folder, self.photos, self.config, self.count, self.depths = folder, photos, config, count, depths
         folder.mkdir(parents=True, exist_ok=True)
-        names = [p.path.name for p in photos] + [d.image.name for d in depths]
-        described = {"render": asdict(config), "count": count, "photos": names}
+        described = {"render": asdict(config), "count": count, "photos": [_described(p) for p in (*photos, *depths)]}
         description = folder / "render.json"
         if not description.exists():
             # Several processes may begin at once: all go on with the files of the first.
             write_text(description, json.dumps(described, indent=1), keep=True)
         if json.loads(description.read_text(encoding="utf-8")) != described:
-            raise ValueError(f"{folder} holds samples of another configuration: remove it or name another folder")
+            raise ValueError(
+                f"{folder} holds samples of another configuration, or of other photographs: remove it, or name another "
+                "folder"
+            )
         self._open_all()
 
     def __getstate__(self) -> dict[str, Any]:

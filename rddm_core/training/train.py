@@ -507,10 +507,15 @@ def open_sources(recipe: Recipe) -> Sources:
 def check_material(recipe: Recipe, sources: Sources) -> None:
     """What a loader worker would stumble over, told before the training.
 
-    Raises ValueError for a share of the mixture that has nothing to be drawn from, and for partners of unequal size;
-    OSError for one that cannot be read.
+    Raises ValueError for a share of the mixture that has nothing to be drawn from or, for the estimator, no true maps,
+    and for partners of unequal size; OSError for one that cannot be read.
     """
     mixture = recipe.mixture
+    if recipe.stage == "estimator" and mixture.real > 0:
+        raise ValueError(
+            f"mixture.real is {mixture.real}, but the estimator learns from true maps, and real pairs have none: "
+            "set it to 0"
+        )
     for share, folder, found in (
         ("synthetic", "sharp", sources.pack is not None),
         ("real", "pairs", bool(sources.pairs)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +127,8 @@ class TestSources:
         assert bool((sample["map"] == 1).all())
         assert score_maps([photo], {})["all white"].iou_blurred == 1
         monkeypatch.setattr("rddm_core.training.validate.estimate_defocus_map", lambda *_: torch.ones(1, 1, 64, 64))
-        assert validate_estimator(None, [photo], None)[1]["iou_blurred"] == 1
+        score, figures = validate_estimator(None, [photo], None)
+        assert figures["iou_blurred"] == 1 and score == 0.5  # of a class that nobody knows nothing is found
 
     def test_a_missing_manifest_names_itself(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="manifest.csv does not exist"):
@@ -225,6 +227,20 @@ class TestPack:
         RenderedPack(tmp_path, sources.sharp, RENDER, 3)
         with pytest.raises(ValueError, match="another configuration"):
             RenderedPack(tmp_path, sources.sharp, replace(RENDER, seed=5), 3)
+
+    def test_other_photographs_of_the_same_name_are_refused(self, sources, tmp_path):
+        """But not the same ones in another folder."""
+        photo, moved, pack = sources.sharp[0], tmp_path / "moved", tmp_path / "pack"
+        moved.mkdir()
+        copied = replace(photo, path=Path(shutil.copy(photo.path, moved)))
+        for first in (photo, copied):
+            RenderedPack(pack, [first], RENDER, 3)
+        changed = [replace(photo, texture=photo.texture / 2), replace(photo, segments=photo.path)]
+        with copied.path.open("ab") as file:
+            file.write(b"more")
+        for other in (*changed, copied):
+            with pytest.raises(ValueError, match="other photographs"):
+                RenderedPack(pack, [other], RENDER, 3)
 
 
 class TestStream:

@@ -307,7 +307,7 @@ def test_the_noisy_input_is_no_side_channel_for_p():
 
 
 def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, collection, tmp_path):
-    estimator = {"stage": "estimator", "mixture": {"crop": 64, "masks": 1.0}, "licence": "CC0"}
+    estimator = {"stage": "estimator", "mixture": {"crop": 64, "masks": 1.0, "real": 0.0}, "licence": "CC0"}
     first = run(write_recipe(tmp_path, collection, name="maps", **estimator))
     second = run(write_recipe(tmp_path, collection, start_from="maps"))
     before, after = load_checkpoint(first), load_checkpoint(second)
@@ -382,7 +382,8 @@ def test_an_existing_run_is_not_overwritten(runs, narrow_networks, collection, t
 
 
 def test_a_run_without_its_state_is_not_begun_anew(runs, narrow_networks, collection, tmp_path):
-    recipe = write_recipe(tmp_path, collection, stage="estimator", steps=1, mixture={"crop": 64, "masks": 1.0})
+    mixture = {"crop": 64, "masks": 1.0, "real": 0.0}
+    recipe = write_recipe(tmp_path, collection, stage="estimator", steps=1, mixture=mixture)
     best, log = run(recipe), runs / "tiny" / "train.csv"
     log.write_text("step\n1\n")
     (runs / "tiny" / "state.pt").unlink()
@@ -673,7 +674,7 @@ def test_the_yardstick_is_about_as_large_as_the_denoiser():
     assert not any(isinstance(m, DeformableConv) for m in RDDM(nafnet()).pre_deblur.modules())
 
 
-def test_a_share_without_material_is_refused_by_name(collection, tmp_path):
+def test_a_share_without_material_is_refused_by_name(runs, collection, tmp_path):
     empty = {"synthetic": "sharp", "real": "pairs", "identity": "sharp", "masks": "masks"}
     for share, field in empty.items():
         mixture = dict.fromkeys(empty, 0.0) | {share: 0.3}
@@ -681,6 +682,12 @@ def test_a_share_without_material_is_refused_by_name(collection, tmp_path):
         recipe = write_recipe(tmp_path, collection, data=data | {field: ""}, mixture=mixture)
         with pytest.raises(ValueError, match=rf"mixture\.{share} is 0\.3, but data\.{field} \(''\) has nothing"):
             open_sources(load_recipe(recipe))
+
+
+def test_an_estimator_gets_no_pairs_whose_maps_nobody_knows(runs, collection, tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path, collection, stage="estimator", mixture={"masks": 1.0, "real": 0.2}))
+    with pytest.raises(ValueError, match=r"mixture\.real is 0\.2, but the estimator learns from true maps"):
+        open_sources(recipe)
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
@@ -694,12 +701,13 @@ def test_partners_of_unequal_size_are_named(runs, collection, tmp_path, split, s
     first = root / picture.format(split)
     second = first.with_name(f"{split}_{partner}.png")
     Image.new("RGB", (80, 71)).save(second)
-    recipe = load_recipe(write_recipe(tmp_path, root, stage=stage, mixture={"masks": float(stage == "estimator")}))
+    masks = float(stage == "estimator")
+    recipe = load_recipe(write_recipe(tmp_path, root, stage=stage, mixture={"masks": masks, "real": 1 - masks}))
     with pytest.raises(ValueError, match=f"{first} is 80x72, but {second} is 80x71"):
         (open_sources if split == "train" else open_validation)(recipe)
 
 
-def test_a_collection_is_left_out(collection, tmp_path):
+def test_a_collection_is_left_out(runs, collection, tmp_path):
     pairs = [PhotoPair(Path(f"{name}.png"), Path("s.png"), f"{name}/1") for name in ("lytro", "phone", "lytro")]
     assert [p.scene for p in leave_out(pairs, "lytro")] == ["phone/1"]
     with pytest.raises(ValueError, match=r"no training pairs of 'leica' to leave out; there are \['lytro', 'phone'\]"):
