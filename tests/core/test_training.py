@@ -723,6 +723,7 @@ def test_a_collection_that_is_left_out_lends_no_depth_either(collection, tmp_pat
     shutil.copytree(collection, root)
     (root / "depth").mkdir()
     (root / "depth" / "manifest.csv").write_text("image,depth,type\na.png,b.png,labels\n")
+    Image.new("L", (80, 72)).save(root / "real_pairs" / "i.png")
     (root / "real_pairs" / "manifest.csv").write_text(
         "blur,sharp,scene,split,index_map,n_slices\n"
         "train_blur.png,train_sharp.png,lytro/1,train,i.png,9\n"
