@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from rddm_core.data.scenes import sample_aperture, sample_radius_field
+from rddm_core.data.scenes import radius_field_from_depth, sample_aperture, sample_radius_field
 from rddm_core.data.sources import (
+    DepthPhoto,
     MaskedPhoto,
     PhotoPair,
+    SharpPhoto,
     depth_photos,
     focal_stack_depths,
     masked_photos,
@@ -27,7 +29,7 @@ from rddm_core.data.sources import (
     sharp_photos,
 )
 from rddm_core.data.stream import DecodedPhotos, MixtureConfig, Sources, TrainingStream, draw_sample
-from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, render_sample
+from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, _sharp_crop, render_sample
 from rddm_core.evaluation.maps import score_maps
 from rddm_core.files import write_text
 from rddm_core.optics import radius_from_map
@@ -78,6 +80,9 @@ def collection(tmp_path_factory) -> Path:
 
 
 RENDER = RenderConfig(size=64, max_radius=6.0)
+RAMP = np.tile(np.linspace(0, 255, 120).astype(np.uint8), (96, 1))
+THIRDS = np.tile((np.arange(48) // 16).astype(np.uint8), (48, 1))
+"""Labels of three objects side by side."""
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +149,7 @@ class TestScenes:
     @pytest.mark.parametrize("seed", range(30))
     def test_fields_stay_within_the_radius(self, seed):
         rng = np.random.default_rng(seed)
-        labels = (np.arange(48)[None] // 16 + np.zeros((48, 1))).astype(np.uint8) if seed % 2 else None
-        field = sample_radius_field(rng, 48, 5.0, labels)
+        field = sample_radius_field(rng, 48, 5.0, THIRDS if seed % 2 else None)
         assert field.shape == (48, 48) and bool(torch.isfinite(field).all())
         assert float(field.abs().max()) <= 5.0
 
@@ -156,6 +160,21 @@ class TestScenes:
         assert any(a.vignette for a in lenses) and any(a.softness for a in lenses) and any(a.rim for a in lenses)
         strongest = [float(sample_radius_field(rng, 32, 12.0).abs().max()) for _ in range(80)]
         assert min(strongest) < 2 and max(strongest) > 7
+
+    def test_objects_get_layers_of_their_own_in_most_scenes(self):
+        differ = 0
+        for seed in range(20):
+            first, second = (
+                sample_radius_field(np.random.default_rng(seed), 48, 5.0, labels) for labels in (THIRDS, THIRDS.T)
+            )
+            differ += not torch.equal(first, second)
+        assert differ > 8
+
+    def test_radii_grow_from_near_to_far(self):
+        ramp = torch.linspace(0, 1, 32).expand(32, 32)
+        for seed in range(5):
+            field = radius_field_from_depth(np.random.default_rng(seed), ramp, 6.0)
+            assert bool((field.diff(dim=1) >= 0).all()) and float(field[0, -1]) > float(field[0, 0])
 
 
 class TestRendering:
@@ -176,6 +195,17 @@ class TestRendering:
             errors.append(np.abs(planes[:3] - planes[3:6]).mean())
             radii.append(planes[6].mean() * RADIUS_STEP)
         assert np.corrcoef(errors, radii)[0, 1] > 0.5
+
+    def test_segments_are_cut_and_mirrored_with_their_photograph(self, tmp_path):
+        labels = np.zeros((96, 120), np.uint8)
+        labels[:, 60:] = 1
+        Image.fromarray(labels).save(tmp_path / "l.png")
+        Image.fromarray(labels * 250).save(tmp_path / "p.png")
+        photo = SharpPhoto(tmp_path / "p.png", 1.0, tmp_path / "l.png")
+        for seed in range(8):
+            crop, cut = _sharp_crop([photo], 64, np.random.default_rng(seed))
+            # Where it is reduced, the edge may lie a pixel beside that of the labels.
+            assert cut is not None and ((crop[..., 0] > 125) == (cut == 1)).mean() > 0.95
 
 
 class TestPack:
@@ -242,9 +272,29 @@ class TestPack:
             with pytest.raises(ValueError, match="other photographs"):
                 RenderedPack(pack, [other], RENDER, 3)
 
+    def test_other_photographs_are_refused(self, sources, tmp_path):
+        RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        with pytest.raises(ValueError, match="another configuration"):
+            RenderedPack(tmp_path, sources.sharp[:1], RENDER, 3)
+
+    def test_samples_have_the_depths_of_the_pack(self, sources, tmp_path):
+        Image.fromarray(RAMP).save(tmp_path / "depth.png")
+        depths = [DepthPhoto(sources.sharp[0].path, tmp_path / "depth.png")]
+        config = replace(RENDER, depth_share=1.0)
+        pack = RenderedPack(tmp_path / "pack", sources.sharp, config, 2, depths)
+        assert np.array_equal(pack.sample(1), render_sample(sources.sharp, config, 1, depths))
+
+
+def flat(path: Path, level: int) -> Path:
+    """A picture of one grey of 0 to 255."""
+    Image.new("RGB", (60, 60), (level,) * 3).save(path)
+    return path
+
 
 class TestStream:
     config = MixtureConfig(crop=48, synthetic=1, real=1, identity=1, masks=1)
+    nothing = MixtureConfig(crop=48, synthetic=0, real=0, identity=0, noise=0, jpeg=0, rescale=0, tone=0, channels=0)
+    """Of no source, and nothing is done to the pictures: tests set what they ask about."""
 
     def take(self, sources, batches: int, **options) -> list[dict[str, torch.Tensor]]:
         stream = iter(TrainingStream(sources, self.config, **options))
@@ -309,6 +359,41 @@ class TestStream:
             assert float(radius_from_map(draw_sample(sources, config, index)["map"]).max()) == pytest.approx(4)
         assert 1 <= min(factors) < 1.3 and 1.5 < max(factors) <= 1.8
 
+    @pytest.mark.parametrize("share", ["synthetic", "real"])
+    def test_the_sharp_picture_is_the_target_of_the_blurred_one(self, sources, tmp_path, monkeypatch, share):
+        planes = np.stack([np.full((64, 64), level, np.uint8) for level in (10, 10, 10, 200, 200, 200, 32)])
+        monkeypatch.setattr(sources.pack, "sample", lambda _: planes)
+        pair = PhotoPair(flat(tmp_path / "b.png", 10), flat(tmp_path / "s.png", 200), "x/1")
+        sample = draw_sample(replace(sources, pairs=[pair]), replace(self.nothing, **{share: 1.0}), 3)
+        assert [round(float(sample[key].mean() * 255)) for key in ("blurred", "sharp")] == [10, 200]
+
+    @pytest.mark.parametrize("share", ["noise", "jpeg"])
+    def test_the_sensor_changes_the_blurred_picture_alone(self, sources, share):
+        config = replace(self.nothing, identity=1.0)
+        untouched = draw_sample(sources, config, 5)["sharp"]
+        sample = draw_sample(sources, replace(config, **{share: 1.0}), 5)
+        # Turned by chance, which the draws before it shift.
+        assert torch.equal(sample["sharp"].flatten().sort().values, untouched.flatten().sort().values)
+        assert 0 < float((sample["blurred"] - sample["sharp"]).abs().mean()) < 0.1
+
+    def test_maps_are_turned_with_their_pictures(self, sources, collection):
+        mask = collection / "masks" / "m.png"
+        looks_like_its_mask = replace(sources, masked=[MaskedPhoto(mask, mask)])
+        for index in range(12):
+            sample = draw_sample(looks_like_its_mask, replace(self.nothing, masks=1.0), index)
+            assert torch.equal(sample["map"], sample["sharp"][:1])
+
+    def test_another_seed_draws_other_samples(self, sources):
+        config = replace(self.nothing, identity=1.0)
+        first, second = (draw_sample(sources, replace(config, seed=seed), 3)["sharp"] for seed in (0, 1))
+        assert not torch.equal(first, second)
+
+    @pytest.mark.parametrize("share", ["synthetic", "identity", "masks"])
+    def test_true_maps_are_known_as_often_as_asked(self, sources, share):
+        for known in (0.0, 1.0):
+            config = replace(self.nothing, known_map=known, **{share: 1.0})
+            assert float(draw_sample(sources, config, 2)["map_known"]) == known
+
     def test_masks_are_binary_and_always_known_when_asked(self, sources):
         config = replace(self.config, synthetic=0, real=0, identity=0, masks=1, known_map=1.0)
         sample = draw_sample(sources, config, 2)
@@ -320,6 +405,13 @@ class TestStream:
         shares = replace(sources, pairs=pairs).pair_shares
         assert shares.sum() == pytest.approx(1) and shares[-1] == pytest.approx(1 / 5)
 
+    def test_pairs_are_drawn_by_their_shares(self, sources, tmp_path):
+        black, white = flat(tmp_path / "black.png", 0), flat(tmp_path / "white.png", 255)
+        pairs = [PhotoPair(black, black, f"big/{i}") for i in range(16)] + [PhotoPair(white, white, "small/0")]
+        unequal, config = replace(sources, pairs=pairs), replace(self.nothing, real=1.0)
+        whites = sum(float(draw_sample(unequal, config, index)["sharp"].mean()) for index in range(100))
+        assert whites == pytest.approx(100 / 5, abs=8)
+
     def test_real_pairs_never_claim_a_true_map(self, sources):
         config = replace(self.config, synthetic=0, masks=0, identity=0, real=1, known_map=1.0)
         assert float(draw_sample(sources, config, 2)["map_known"]) == 0
@@ -327,11 +419,10 @@ class TestStream:
 
 def test_depths_of_focal_stacks_and_disparities_face_the_same_way(tmp_path):
     (tmp_path / "depth").mkdir()
-    ramp = np.tile(np.linspace(0, 255, 120).astype(np.uint8), (96, 1))
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (96, 120, 3), dtype=np.uint8)).save(tmp_path / "depth" / "a.png")
-    Image.fromarray(ramp).save(tmp_path / "depth" / "far_right.png")
-    Image.fromarray(255 - ramp).save(tmp_path / "depth" / "near_left.png")
+    Image.fromarray(RAMP).save(tmp_path / "depth" / "far_right.png")
+    Image.fromarray(255 - RAMP).save(tmp_path / "depth" / "near_left.png")
     kinds = {"far_right.png": "metric depth, mm", "near_left.png": "disparity (near=bright)", "none": "segments"}
     write_manifest(
         tmp_path / "depth" / "manifest.csv", [{"image": "a.png", "depth": d, "type": t} for d, t in kinds.items()]

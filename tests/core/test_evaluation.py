@@ -14,6 +14,7 @@ from rddm_core.cli import main
 from rddm_core.evaluation.evaluate import (
     METRICS,
     ManifestError,
+    Metric,
     Pair,
     PairScores,
     evaluate,
@@ -94,11 +95,12 @@ def test_scores_of_a_pair_are_the_metrics_of_every_row(manifest: Path) -> None:
     assert scores.rows["half"]["colour_shift"] == pytest.approx(5)
 
 
-def test_summary_of_known_scores() -> None:
-    def scores(name: str, before: float, after: float) -> PairScores:
-        rows = {"blurred": {"psnr": before, "mae": before}, "final": {"psnr": after, "mae": after}}
-        return PairScores(Pair(Path(name), Path("s"), {"blur": name, "sharp": "s"}), rows)
+def scores(name: str, before: float, after: float) -> PairScores:
+    rows = {"blurred": {"psnr": before, "mae": before}, "final": {"psnr": after, "mae": after}}
+    return PairScores(Pair(Path(name), Path("s"), {"blur": name, "sharp": "s"}), rows)
 
+
+def test_summary_of_known_scores() -> None:
     results = [scores("a", 20, 22), scores("b", 30, 29), scores("c", 25, 30)]
     results.append(PairScores(results[0].pair, error="unreadable"))
     metrics = [m for m in METRICS if m.name in ("psnr", "mae")]
@@ -120,6 +122,18 @@ def test_summary_of_known_scores() -> None:
         ["blurred", "25.00", "25.0000"],
         ["final", "27.00", "27.0000", "+2.00", "+2.00", "-1.00"],
     ]
+
+
+def test_what_stays_as_it_was_has_not_improved() -> None:
+    metrics = [m for m in METRICS if m.name == "psnr"]
+    assert [s.improved for s in summarise([scores("a", 25, 25)], metrics)] == [0, 0]
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
+def test_by_every_metric_the_target_is_better_than_the_blurred_picture(metric: Metric) -> None:
+    target = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    blurred = torch.nn.functional.avg_pool2d(target[None], 5, 1, 2)[0]
+    assert metric.gain(metric.function(target, target), metric.function(blurred, target)) > 0
 
 
 def test_a_metric_with_an_ideal_judges_by_the_distance_to_it() -> None:
@@ -204,8 +218,6 @@ def test_failures_are_reported_per_pair_and_the_others_go_on(manifest: Path) -> 
 
 
 def test_further_metrics_and_rows_join(manifest: Path) -> None:
-    from rddm_core.evaluation.evaluate import Metric
-
     largest = Metric("largest", lambda a, b: float((a - b).abs().max()), higher_is_better=False, decimals=3)
     results = list(evaluate(read_manifest(manifest, limit=2), halve_the_error, [largest]))
     assert [(s.row, s.metric) for s in summarise(results, [largest])] == [
@@ -277,14 +289,26 @@ def test_command_refuses_senseless_options(manifest: Path, extra: list[str]) -> 
     assert stop.value.code == 2
 
 
-def test_enlarged_pairs_are_scored_at_their_new_size(manifest: Path) -> None:
-    pair, seen = read_manifest(manifest)[0], []
+class Look:
+    """A method that changes nothing and remembers the sizes of what it is shown."""
 
-    def look(blurred: Tensor) -> dict[str, Tensor]:
-        seen.append(tuple(blurred.shape))
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, blurred: Tensor) -> dict[str, Tensor]:
+        self.seen.append(tuple(blurred.shape))
         return {"same": blurred}
 
-    scores = evaluate_pair(pair, look, enlarge=3)
-    assert seen == [(3, 72, 96)]
+
+def test_enlarged_pairs_are_scored_at_their_new_size(manifest: Path) -> None:
+    look = Look()
+    scores = evaluate_pair(read_manifest(manifest)[0], look, enlarge=3)
+    assert look.seen == [(3, 72, 96)]
     assert scores.rows["same"] == scores.rows["blurred"]
     assert scores.rows["blurred"]["mae"] == pytest.approx(10 / 255, abs=1e-4)
+
+
+def test_every_pair_is_enlarged(manifest: Path) -> None:
+    look = Look()
+    list(evaluate(read_manifest(manifest, limit=2), look, [], enlarge=3))
+    assert look.seen == [(3, 72, 96)] * 2

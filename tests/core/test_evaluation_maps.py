@@ -11,11 +11,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rddm_core.classical import edge_defocus_map
 from rddm_core.cli import main
+from rddm_core.config import RDDMConfig
 from rddm_core.data.sources import MaskedPhoto
-from rddm_core.evaluation.maps import SWEPT, f_beta, find_masks, radius_order, score_maps, sweep_thresholds
+from rddm_core.evaluation.maps import (
+    SWEPT,
+    Cut,
+    f_beta,
+    find_masks,
+    format_sweep,
+    map_methods,
+    radius_order,
+    score_maps,
+    sweep_thresholds,
+)
 from rddm_core.evaluation.radius import RADII, fitted_radius
+from rddm_core.networks.model import RDDM
 from rddm_core.optics import map_from_radius, render_defocus
+from rddm_core.pipeline import estimate_defocus_map
 
 
 @pytest.fixture
@@ -62,6 +76,22 @@ def test_the_threshold_decides_and_the_sweep_agrees_with_the_scores(masks: Path)
         assert (cut.iou_blurred, cut.iou_sharp) == pytest.approx((score.iou_blurred, score.iou_sharp), abs=1e-12)
     assert max(cuts, key=lambda cut: cut.mean_iou).threshold == pytest.approx(0.5, abs=0.26)
     assert cuts[0].mean_iou < 0.7 * max(cut.mean_iou for cut in cuts)
+
+
+def test_the_star_marks_the_best_threshold() -> None:
+    lines = format_sweep([Cut(0.4, 0.5, 0.5), Cut(0.5, 0.8, 0.6), Cut(0.6, 0.1, 0.2)]).splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("*")] == ["0.50"]
+
+
+def test_methods_are_what_their_names_say(tiny_config: RDDMConfig) -> None:
+    model, picture = RDDM(tiny_config).eval(), torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(0))
+    methods = map_methods(model)
+    assert torch.equal(methods["estimator"](picture), estimate_defocus_map(model, picture[None])[0, 0])
+    assert torch.equal(methods["edges"](picture), edge_defocus_map(picture[None])[0, 0])
+
+
+def test_no_more_masks_are_taken_than_asked_for(masks: Path) -> None:
+    assert [photo.image.name for photo in find_masks(masks, limit=1)] == ["0.png"]
 
 
 def test_masks_are_found_by_split_and_must_fit(masks: Path, tmp_path: Path) -> None:
@@ -161,6 +191,19 @@ def test_a_map_of_the_true_radii_keeps_their_order(tmp_path: Path, monkeypatch: 
     assert order.pooled > 0.999 and all(scene > 0.999 for scene in order.scenes) and order.scenes
     turned = radius_order(paths, lambda image: 1 - map_from_radius(fields[-1].abs()))
     assert turned.mean < -0.999
+
+
+def test_photographs_are_reduced_before_they_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rddm_core.evaluation.maps.RENDERED_SIDE", 32)
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    seen: list[tuple[int, ...]] = []
+
+    def method(image: Tensor) -> Tensor:
+        seen.append(tuple(image.shape))
+        return image[0]
+
+    radius_order([tmp_path / "a.png"], method)
+    assert seen == [(3, 24, 32)]
 
 
 @pytest.mark.parametrize("radius", [RADII[0], RADII[3], RADII[6]])

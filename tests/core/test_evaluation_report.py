@@ -14,13 +14,24 @@ from torch import Tensor
 from rddm_core.checkpoint import save_checkpoint
 from rddm_core.cli import main
 from rddm_core.config import nafnet
-from rddm_core.evaluation.evaluate import METRICS, Pair, PairScores
+from rddm_core.evaluation.evaluate import METRICS, Pair, PairScores, summarise
 from rddm_core.evaluation.maps import MapScore, RadiusOrder
-from rddm_core.evaluation.report import CropCollector, Report, strongest_window, write_report
+from rddm_core.evaluation.report import (
+    CropCollector,
+    Report,
+    _crop_section,
+    _gain_table,
+    _map_section,
+    _score_table,
+    _sharp_section,
+    _uncertainty,
+    strongest_window,
+    write_report,
+)
 from rddm_core.images import save_image
 from rddm_core.networks.model import RDDM
 
-PSNR, HAARPSI = (next(m for m in METRICS if m.name == name) for name in ("psnr", "haarpsi"))
+PSNR, HAARPSI, MAE = (next(m for m in METRICS if m.name == name) for name in ("psnr", "haarpsi", "mae"))
 
 
 class Page(HTMLParser):
@@ -52,10 +63,17 @@ def pair(name: str) -> Pair:
     return Pair(Path(name), Path("s"), {"blur": name, "sharp": "s", "scene": f"phone/{name}"})
 
 
-def scores(name: str, gain: float) -> PairScores:
-    rows = {"blurred": {"psnr": 25.0, "haarpsi": 0.6}}
-    rows |= {row: {"psnr": 25 + gain * k, "haarpsi": 0.7} for k, row in enumerate(("final", "steps-1", "steps-3"), 1)}
-    return PairScores(pair(name), rows, figures={"blurred": {"radius": 3.0}})
+def scores(name: str, gain: float, **figures: dict[str, float]) -> PairScores:
+    """PSNR 25 of the input, and the gain of "final" once, twice and three times; the error falls by 0.01 each time."""
+    rows = {"blurred": {"psnr": 25.0, "haarpsi": 0.6, "mae": 0.2, "colour_shift": 0.0}}
+    for k, row in enumerate(("final", "steps-1", "steps-3"), 1):
+        rows[row] = {"psnr": 25 + gain * k, "haarpsi": 0.7, "mae": 0.2 - 0.01 * k, "colour_shift": 1.0}
+    return PairScores(pair(name), rows, figures={"blurred": {"radius": 3.0}, **figures})
+
+
+def cells(*values: object) -> str:
+    """Such cells side by side in a table."""
+    return "".join(f"<td>{value}</td>" for value in values)
 
 
 def test_a_page_of_known_scores(tmp_path: Path) -> None:
@@ -95,6 +113,39 @@ def test_a_page_of_known_scores(tmp_path: Path) -> None:
     assert 'src="http' not in text and 'href="http' not in text, "the page must stand alone"
     write_report(path, report)
     assert path.read_text(encoding="utf-8") == text
+
+
+def test_of_an_error_the_smallest_is_the_best_of_the_column() -> None:
+    metrics = (PSNR, MAE)
+    table = _score_table(summarise([scores("a", 1)], metrics), metrics, {})
+    assert re.findall("<b>(.*?)</b>", table) == ["28.00", "0.1700"]
+
+
+def test_the_worst_pair_is_named_beside_its_gain() -> None:
+    results = [scores("good.png", 5), scores("bad.png", -5)]
+    table = _gain_table(summarise(results, (PSNR,)), (PSNR,))
+    assert cells("final", "+0.00", "+0.00", "-5.00", "bad.png") in table
+
+
+def test_sharp_photographs_are_counted_from_44_db_and_the_worst_is_named() -> None:
+    section = _sharp_section([scores("good.png", 25), scores("fine.png", 19), scores("bad.png", 5)])
+    assert cells("final", "44.00", "30.00", "2/3", "1.00", "bad.png") in section
+
+
+def test_columns_of_the_spread_of_samples() -> None:
+    section = _uncertainty([scores("a", 1, final={"spread": 0.7, "spread_noise": 0.1, "deviation": 0.02})])
+    assert cells("final", "0.700", "0.100", "5.10") in section
+
+
+def test_columns_of_defocus_maps() -> None:
+    section = _map_section({"estimator": MapScore(0.8, 0.6, 0.5, 0.1)}, None)
+    assert cells("estimator", "0.700", "0.800", "0.600", "0.500", "0.100") in section
+
+
+def test_crops_tell_the_gain_of_their_row() -> None:
+    crop = torch.zeros(2, 2, 3, dtype=torch.uint8)
+    section = _crop_section("Best", [scores("a", 2)], {"a": {"final": crop}}, "final")
+    assert "<figcaption>final +2.00 dB</figcaption>" in section
 
 
 def drawn_texts(page: Page) -> list[set[str]]:

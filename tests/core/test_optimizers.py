@@ -134,6 +134,16 @@ def test_every_trained_parameter_has_one_optimizer(tiny_config):
     assert [p for p in muon_parameters(model, parameters[:3]) if id(p) not in {id(q) for q in parameters[:3]}] == []
 
 
+@pytest.mark.parametrize("stage", ["joint", "regression"])
+def test_weights_decay_and_biases_do_not(tiny_config, stage):
+    model, recipe = RDDM(tiny_config), Recipe("x", stage, optimizer="muon", weight_decay=0.02)
+    adamw, muon = make_optimizers(model, select_trainable(model, recipe), recipe)
+    for group in adamw.param_groups:
+        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.02}
+        assert group["weight_decay"] in (0.0, 0.02)
+    assert [group["weight_decay"] for group in muon.param_groups] == [0.02]
+
+
 def test_without_muon_there_is_adamw_alone(tiny_config):
     model, recipe = RDDM(tiny_config), Recipe("x", "joint")
     (only,) = make_optimizers(model, select_trainable(model, recipe), recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -17,13 +16,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from miniature import write_recipe
 from PIL import Image
 
 from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint, read_info
 from rddm_core.config import DenoiserConfig, GuidanceConfig, config_to_dict, lite, nafnet, override, preset
-from rddm_core.data.sources import PhotoPair, photo_pairs
+from rddm_core.data.sources import MaskedPhoto, PhotoPair, photo_pairs
 from rddm_core.data.stream import MixtureConfig, Sources, draw_sample
-from rddm_core.diffusion import make_alpha_bars
+from rddm_core.diffusion import make_alpha_bars, q_sample
 from rddm_core.evaluation.rows import peer_method
 from rddm_core.networks.deformable import DeformableConv
 from rddm_core.networks.model import RDDM
@@ -34,6 +34,7 @@ from rddm_core.training.logs import RunLog
 from rddm_core.training.losses import estimate_training_map, joint_loss, sample_timesteps, sample_weights
 from rddm_core.training.recipe import Recipe, load_recipe
 from rddm_core.training.train import (
+    MAP_SCALES,
     MovingAverage,
     Objective,
     build_model,
@@ -42,47 +43,23 @@ from rddm_core.training.train import (
     estimate_pair_maps,
     learning_rate,
     leave_out,
+    measure_residual_scale,
     open_sources,
     precision_for,
     run,
     select_trainable,
+    set_training_mode,
     transfer_weights,
 )
-from rddm_core.training.validate import open_validation, validate_joint
+from rddm_core.training.validate import open_validation, validate_estimator, validate_joint, validate_pairs
 
 RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
 
 
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory) -> Path:
-    """One sharp photograph, one pair per split and one mask per split, all of 80x72 pixels."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    tables: dict[str, list[dict[str, object]]] = {"sharp": [], "real_pairs": [], "defocus_masks": []}
-
-    def picture(path: Path) -> str:
-        coarse = rng.integers(0, 256, (12, 14, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((80, 72), Image.Resampling.BICUBIC).save(path)
-        return path.name
-
-    for folder in tables:
-        (root / folder).mkdir()
-    photo = picture(root / "sharp" / "a.png")
-    tables["sharp"].append({"file": photo, "textured_tile_frac": 1, "sharp_tile_frac": 1, "split": "train"})
-    for split in ("train", "dev"):
-        pair = {k: picture(root / "real_pairs" / f"{split}_{k}.png") for k in ("blur", "sharp")}
-        tables["real_pairs"].append(pair | {"split": split})
-        picture(root / "defocus_masks" / f"{split}.png")
-        mask = (np.arange(80)[None] > 40) * np.ones((72, 1)) * 255
-        Image.fromarray(mask.astype(np.uint8)).save(root / "defocus_masks" / f"{split}_mask.png")
-        names = {"image": f"defocus_masks/{split}.png", "mask": f"defocus_masks/{split}_mask.png"}
-        tables["defocus_masks"].append(names | {"split": split})
-    for folder, rows in tables.items():
-        with (root / folder / "manifest.csv").open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    return root
+def flat(path: Path, level: int) -> Path:
+    """A picture of one grey of 0 to 255."""
+    Image.new("RGB", (80, 72), (level,) * 3).save(path)
+    return path
 
 
 def run_until_step_two(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,24 +73,6 @@ def run_until_step_two(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr("rddm_core.training.train.RunLog.step", stop)
         with pytest.raises(KeyboardInterrupt):
             run(recipe)
-
-
-def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
-    values: dict[str, object] = {
-        "name": "tiny",
-        "stage": "joint",
-        "data": {"root": str(collection), "segments": "", "pack_count": 4, "render": {"size": 64, "max_radius": 3.0}},
-        "mixture": {"crop": 64, "masks": 0.0},
-        "batch": 2,
-        "steps": 4,
-        "warmup_steps": 2,
-        "residual_scale_steps": [0],
-        "workers": 0,
-        "checkpoint_minutes": 0.0,
-    }
-    path = folder / f"{changes.get('name', 'tiny')}.json"
-    path.write_text(json.dumps(values | changes))
-    return path
 
 
 NARROW_RUN = """
@@ -135,19 +94,6 @@ train.run(Path(sys.argv[1]), minutes=30, resume="resume" in sys.argv)
 
 def subprocess_environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-
-
-@pytest.fixture
-def narrow_networks(monkeypatch, tiny_config) -> None:
-    """Runs of this process build the tiny networks instead of the preset's."""
-    monkeypatch.setattr("rddm_core.training.train.preset", lambda _: tiny_config)
-
-
-@pytest.fixture
-def runs(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("RDDM_RUNS", str(tmp_path / "runs"))
-    monkeypatch.delenv("RDDM_DATA", raising=False)
-    return tmp_path / "runs"
 
 
 class TestRecipes:
@@ -229,6 +175,20 @@ class TestNetworks:
         for key, value in built.items():
             assert torch.equal(value, (given if key.startswith("estimator.") else fresh)[key]), key
 
+    def test_a_fresh_network_is_drawn_by_the_recipe_s_seed(self, narrow_networks):
+        first, second = (build_model(Recipe("x", "joint", seed=seed)) for seed in (0, 1))
+        assert not torch.equal(first.denoiser.intro.weight, second.denoiser.intro.weight)
+
+    def test_a_fresh_network_gets_the_backbone_that_the_recipe_names(self, narrow_networks, monkeypatch):
+        loaded = []
+        monkeypatch.setattr("rddm_core.training.train.load_backbone_weights", lambda *given: loaded.append(given))
+        model = build_model(Recipe("x", "joint", backbone_weights="package"))
+        assert loaded == [(model.guidance, "package")]
+
+    def test_a_checkpoint_s_own_network_is_silenced_too(self, tiny_checkpoint):
+        model = build_model(Recipe("x", "joint", start_from=str(tiny_checkpoint), silent=("guidance",))).eval()
+        assert not any(stage.any() for stage in model.guidance(torch.rand(1, 3, 64, 64)))
+
     def test_the_shipped_weights_are_a_start(self):
         model = build_model(Recipe("x", "joint", start_from="shipped"))
         assert torch.equal(
@@ -236,22 +196,84 @@ class TestNetworks:
         )
 
 
-def test_a_silent_estimator_s_map_is_zero_in_training_too(tiny_config):
-    """Where true maps are known, f must not see in training what it never sees in use."""
-    seen = []
-    batch = {
-        "blurred": torch.rand(1, 3, 64, 64),
-        "sharp": torch.rand(1, 3, 64, 64),
-        "map": torch.ones(1, 1, 64, 64),
-        "map_known": torch.ones(1, 1),
-        "index": torch.tensor([3]),
+def batch_of(count: int) -> dict[str, torch.Tensor]:
+    """Random pictures that are out of focus everywhere, as their maps say."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "blurred": torch.rand(count, 3, 64, 64, generator=generator),
+        "sharp": torch.rand(count, 3, 64, 64, generator=generator),
+        "map": torch.ones(count, 1, 64, 64),
+        "map_known": torch.ones(count, 1),
+        "index": torch.arange(count),
     }
-    for silent in ((), ("estimator",)):
-        recipe = Recipe("x", "joint", silent=silent)
-        model = RDDM(tiny_config)
-        model.pre_deblur.register_forward_hook(lambda _, inputs, __: seen.append(float(inputs[1].mean())))
-        Objective(model, recipe)(batch)
-    assert seen == [1.0, 0.0]
+
+
+class TestObjective:
+    @pytest.fixture
+    def losses(self, monkeypatch) -> list[tuple]:
+        """Losses of a joint run that are known; the arguments that they were asked for with."""
+        asked: list[tuple] = []
+
+        def known(*arguments) -> dict[str, torch.Tensor]:
+            asked.append(arguments)
+            return {"residual": torch.tensor(1.0), "anchor": torch.tensor(10.0), "spectrum": torch.tensor(100.0)}
+
+        monkeypatch.setattr("rddm_core.training.train.joint_loss", known)
+        return asked
+
+    def test_the_loss_is_the_sum_that_the_recipe_weighs(self, tiny_config, losses):
+        objective = Objective(RDDM(tiny_config), Recipe("x", "joint", anchor=0.3, spectrum=0.5))
+        assert float(objective(batch_of(1))["loss"]) == pytest.approx(1 + 3 + 50)
+
+    def test_samples_are_balanced_where_the_recipe_says(self, tiny_config, losses):
+        batch = batch_of(2)
+        for floor in (0.0, 0.01):
+            Objective(RDDM(tiny_config), Recipe("x", "joint", balance_floor=floor))(batch)
+        without, weights = (arguments[-1] for arguments in losses)
+        assert without is None and torch.equal(weights, sample_weights(batch["blurred"], batch["sharp"], 0.01))
+
+    @pytest.mark.parametrize(
+        ("stage", "silent", "seen"),
+        [("joint", (), 1.0), ("joint", ("estimator",), 0.0), ("pre_deblur", (), 1.0), ("regression", (), 0.0)],
+    )
+    def test_the_map_is_zero_where_it_is_so_in_use(self, tiny_config, stage, silent, seen):
+        """Where true maps are known, a regression and f beside a silent estimator must not see them in training."""
+        model, maps = RDDM(tiny_config), []
+        model.pre_deblur.register_forward_hook(lambda _, inputs, __: maps.append(inputs[1]))
+        Objective(model, Recipe("x", stage, silent=silent))(batch_of(1))
+        assert [x.unique().tolist() for x in maps] == [[seen]]
+
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_maps_are_estimated_at_every_scale_in_turn(self, tiny_config, monkeypatch, processes):
+        """However many processes share the steps."""
+        scales, nothing = [], torch.zeros(2, 1, 64, 64)
+        monkeypatch.setattr(
+            "rddm_core.training.train.estimate_training_map", lambda _, x, scale: scales.append(scale) or nothing
+        )
+        objective = Objective(RDDM(tiny_config), Recipe("x", "pre_deblur", batch=2), processes)
+        batch = batch_of(2) | {"map_known": torch.zeros(2, 1)}
+        for step in range(len(MAP_SCALES)):
+            last_process = processes * step + processes - 1
+            objective(batch | {"index": torch.arange(2) + 2 * last_process})
+        assert scales == list(MAP_SCALES)
+
+    def test_every_sample_has_noise_of_its_own_whatever_its_batch(self, tiny_config, losses):
+        objective, batch = Objective(RDDM(tiny_config), Recipe("x", "joint")), batch_of(3)
+        objective(batch)
+        objective({key: value[2:] for key, value in batch.items()})
+        whole, alone = (arguments[5] for arguments in losses)
+        assert not torch.equal(whole[0], whole[1]) and torch.equal(alone[0], whole[2])
+
+    def test_the_recipe_says_how_often_training_is_where_sampling_starts(self, tiny_config, losses):
+        Objective(RDDM(tiny_config), Recipe("x", "joint", noise_share=1.0))(batch_of(8))
+        assert losses[0][4].tolist() == [tiny_config.diffusion.timesteps] * 8
+
+
+def test_an_estimator_is_in_training_mode_where_it_is_trained_alone(tiny_config):
+    model = RDDM(tiny_config)
+    for stage, trained in (("estimator", True), ("joint", False)):
+        set_training_mode(model, Recipe("x", stage))
+        assert model.training and model.estimator.training is trained
 
 
 @pytest.mark.parametrize(
@@ -286,6 +308,15 @@ def test_moving_average_is_applied_and_taken_back():
     assert torch.equal(parameter, torch.ones(3))
 
 
+def test_the_first_steps_have_a_short_memory():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    average = MovingAverage([parameter], 0.999)
+    with torch.no_grad():
+        parameter.fill_(1.0)
+    average.update(0)
+    assert torch.allclose(average.values[0], torch.full((3,), 0.9))
+
+
 def test_timesteps_start_where_sampling_starts():
     t = sample_timesteps(4000, 1300, 0.5, torch.Generator().manual_seed(0))
     assert 1 <= int(t.min()) and int(t.max()) == 1300
@@ -304,6 +335,31 @@ def test_the_noisy_input_is_no_side_channel_for_p():
     bars = make_alpha_bars(model.config.diffusion)
     joint_loss(model, blurred, sharp, torch.rand(1, 1, 64, 64), torch.tensor([9]), torch.randn_like(sharp), bars)
     assert seen == [False]
+
+
+@pytest.fixture
+def shown(tiny_config) -> SimpleNamespace:
+    """What the networks see of two samples, at the start and in the middle of the diffusion, in Eq. 12."""
+    model, batch, bars = RDDM(tiny_config), batch_of(2), make_alpha_bars(tiny_config.diffusion)
+    model.residual_scale, t, noise = 3.0, torch.tensor([9, 700]), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        model.pre_deblur.outro.bias.fill_(0.1)  # or the guess would be the blurred picture
+    seen = SimpleNamespace()
+    model.guidance.register_forward_hook(lambda _, inputs, __: vars(seen).update(guided_by=inputs[0]))
+    model.denoiser.register_forward_hook(lambda _, inputs, __: vars(seen).update(state=inputs[0], t=inputs[1]))
+    joint_loss(model, batch["blurred"], batch["sharp"], batch["map"], t, noise, bars)
+    seen.guess = model.pre_deblur(batch["blurred"], batch["map"])
+    seen.wanted_t, seen.wanted = t, q_sample(3 * (batch["sharp"] - seen.guess), noise, bars[t][:, None, None, None])
+    return seen
+
+
+def test_the_denoiser_sees_the_scaled_residual_noised_to_its_timestep(shown):
+    torch.testing.assert_close(shown.state, shown.wanted)
+    assert torch.equal(shown.t, shown.wanted_t)
+
+
+def test_the_guidance_is_that_of_the_first_guess(shown):
+    torch.testing.assert_close(shown.guided_by, shown.guess)
 
 
 def test_an_estimator_and_a_joint_run_end_in_checkpoints(runs, narrow_networks, collection, tmp_path):
@@ -342,6 +398,25 @@ def test_weights_are_chosen_by_the_steps_that_they_recommend(tiny_checkpoint, co
         "steps2_mean",
         "steps3_mean",
     ]
+
+
+def test_gains_of_pairs_are_over_their_blurred_pictures(tmp_path):
+    errors = (10, 30)
+    pairs = [PhotoPair(flat(tmp_path / f"b{n}.png", 100), flat(tmp_path / f"s{n}.png", 100 + n), "x") for n in errors]
+    figures = validate_pairs(pairs, None, lambda image: ({"brighter": image + 5 / 255, "same": image}, ()))
+    large, small = (20 * math.log10(n / (n - 5)) for n in errors)
+    assert figures["brighter_mean"] == pytest.approx((large + small) / 2)
+    assert figures["brighter_worst"] == pytest.approx(small) and figures["same_mean"] == 0
+
+
+def test_estimators_are_chosen_by_both_classes(tmp_path, monkeypatch):
+    mask = np.zeros((72, 80), np.uint8)
+    mask[:, :40] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    photo = MaskedPhoto(flat(tmp_path / "i.png", 9), tmp_path / "m.png")
+    monkeypatch.setattr("rddm_core.training.validate.estimate_defocus_map", lambda *_: torch.ones(1, 1, 72, 80))
+    score, figures = validate_estimator(None, [photo], None)
+    assert score == 0.25 and figures == {"iou_blurred": 0.5, "iou_sharp": 0.0, "mae": 0.5}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -551,11 +626,11 @@ def test_the_spectrum_term_is_zero_for_a_perfect_prediction(tiny_config):
 def test_a_rebuilt_network_begins_as_the_old_one_ends(tiny_config):
     old_denoiser = replace(tiny_config.denoiser, deconvolution_radii=(), overlap=False)
     old = RDDM(replace(tiny_config, denoiser=old_denoiser)).eval()
-    old.residual_scale = 7.0
+    old.residual_scale, old.recommended_steps = 7.0, 3
     new = RDDM(tiny_config).eval()
     left = transfer_weights(old, new)
     assert left and all(name.startswith(("denoiser.deconvolution_intro", "denoiser.overlap")) for name in left)
-    assert new.residual_scale == 7.0
+    assert (new.residual_scale, new.recommended_steps) == (7.0, 3)
     guess, defocus_map, state = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
     predictions = [
         m.denoiser(state, torch.tensor([9]), m.denoiser.encode_condition(guess, defocus_map, m.guidance(guess)))
@@ -623,6 +698,16 @@ class Recorder(torch.nn.Module):
         return image
 
 
+def test_the_scaled_residual_has_a_deviation_of_one(tiny_config, tmp_path):
+    model = RDDM(tiny_config)
+    model.pre_deblur = Recorder()  # changes nothing
+    pairs = [PhotoPair(flat(tmp_path / "b.png", 100), flat(tmp_path / "s.png", 151), "x/1")]
+    mixture = MixtureConfig(crop=64, synthetic=0, real=1, identity=0, tone=0, channels=0, noise=0, jpeg=0)
+    sources = Sources(pack=None, pairs=pairs, sharp=[], masked=[])
+    scale = measure_residual_scale(model, sources, Recipe("x", "joint", mixture=mixture), samples=8)
+    assert scale == pytest.approx(255 / 51, rel=1e-3)
+
+
 def test_maps_of_pairs_count_pixels_of_the_crop_as_in_use(tiny_config, collection):
     """The miniature's photographs are 80 pixels wide, and the tiny estimator reduces them to 64."""
     model = RDDM(tiny_config)
@@ -688,6 +773,18 @@ def test_an_estimator_gets_no_pairs_whose_maps_nobody_knows(runs, collection, tm
     recipe = load_recipe(write_recipe(tmp_path, collection, stage="estimator", mixture={"masks": 1.0, "real": 0.2}))
     with pytest.raises(ValueError, match=r"mixture\.real is 0\.2, but the estimator learns from true maps"):
         open_sources(recipe)
+
+
+def test_photographs_with_little_sharp_texture_are_rendered_but_no_targets(runs, collection, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(collection, root)
+    shutil.copyfile(root / "sharp" / "a.png", root / "sharp" / "b.png")
+    (root / "sharp" / "manifest.csv").write_text(
+        "file,textured_tile_frac,sharp_tile_frac,split\na.png,1,1,train\nb.png,0.4,1,train\n"
+    )
+    sources = open_sources(load_recipe(write_recipe(tmp_path, root)))
+    assert [photo.path.name for photo in sources.sharp] == ["a.png"]
+    assert [photo.path.name for photo in sources.pack.photos] == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])

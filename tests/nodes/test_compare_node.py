@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (3, 3), (1, 3), (3, 1)])
@@ -15,6 +17,21 @@ def test_both_sides_reach_the_slider(pack: SimpleNamespace, before: int, after: 
     shown: dict[str, Any] = pack.nodes["RDDMCompare"].execute(before=small, after=large).ui
     assert {side: len(files) for side, files in shown.items()} == {"rddm_before": before, "rddm_after": after}
     assert "images" not in shown, "the host would show them once more"
+
+
+def test_transparency_reaches_the_slider(
+    pack: SimpleNamespace, submodule: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Tensor] = []
+
+    def preview(image: Tensor, cls: Any) -> SimpleNamespace:
+        shown.append(image)
+        return SimpleNamespace(values=[])
+
+    monkeypatch.setattr(submodule("nodes.compare").ui, "PreviewImage", preview)
+    before, after = torch.rand(1, 8, 9, 3), torch.rand(1, 16, 18, 4)
+    pack.nodes["RDDMCompare"].execute(before=before, after=after)
+    assert torch.equal(shown[0], before) and torch.equal(shown[1], after)
 
 
 def test_batches_of_different_length_do_not_go_together(pack: SimpleNamespace) -> None:

@@ -1,4 +1,4 @@
-"""Manners towards the host: memory, progress, previews, interrupts."""
+"""Manners towards the host: memory, progress, previews, interrupts, results."""
 
 from __future__ import annotations
 
@@ -63,6 +63,15 @@ def test_previews_are_not_sent_faster_than_they_can_be_seen(
     assert sum(update[2] is not None for update in fake_host.utils.updates) <= 1
 
 
+def test_deblur_shows_previews_too(
+    pack: SimpleNamespace, model: Any, photo: Tensor, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_host.args, "preview_method", fake_host.previews.Auto)
+    inputs = {"seed": 0, "steps": 1, "strength": 1.0, "working_size": {"working_size": "full"}}
+    pack.nodes["RDDMDeblur"].execute(model=model, image=photo[:1], **inputs)
+    assert any(preview is not None for _, _, preview in fake_host.utils.updates)
+
+
 @pytest.mark.parametrize("passing", [0, 1, 2, 5])
 def test_interrupt_stops_within_one_evaluation(
     sample: Callable[..., Any], fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, passing: int
@@ -92,25 +101,87 @@ def test_the_host_loads_the_model(sample: Callable[..., Any], model: Any, fake_h
         assert patcher is model and full and needed > 0
 
 
-def test_tiles_fit_into_what_is_free(
+def test_the_networks_run_on_one_device_and_wait_on_another(
+    pack: SimpleNamespace, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(fake_host.management, "get_torch_device", lambda: gpu)
+    (patcher,) = pack.nodes["RDDMModelLoader"].execute(file="tiny.safetensors", dtype="auto").result
+    assert patcher.load_device == gpu and patcher.offload_device.type == "cpu"
+
+
+SIZE = (3000, 4000)
+"""Height and width of a photograph of 12 megapixels."""
+
+
+@pytest.fixture
+def tile(
     submodule: Submodule, model: Any, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], int | None]:
+    """The tile for a picture of SIZE where so many bytes are free."""
+
+    def choose(free: float) -> int | None:
+        monkeypatch.setattr(fake_host.management, "free_memory", free)
+        return submodule("nodes.host").auto_tile(model, *SIZE)
+
+    return choose
+
+
+def test_tiles_fit_into_what_is_free(
+    tile: Callable[[float], int | None],
+    submodule: Submodule,
+    model: Any,
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a GPU the pictures lie elsewhere, so its memory goes further; too little is for `run_in_tiles` to find out."""
-    host, memory = submodule("nodes.host"), submodule("rddm_core.memory")
-    size = (3000, 4000)
-
-    def tile(free: float) -> int | None:
-        monkeypatch.setattr(fake_host.management, "free_memory", free)
-        return host.auto_tile(model, *size)
-
+    memory = submodule("rddm_core.memory")
     assert tile(64e9) == memory.AUTO_TILE
-    needed = memory.held_bytes(*size) + memory.OVERHEAD * memory.network_bytes(model.model.config, 1024, 1024)
+    needed = memory.held_bytes(*SIZE) + memory.OVERHEAD * memory.network_bytes(model.model.config, 1024, 1024)
     small = tile(1.5 * needed)
     assert small is not None and 512 <= small < memory.AUTO_TILE
     assert tile(0) == memory.MIN_TILE
     monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
     assert (tile(1.5 * needed) or 0) > small
-    assert host.auto_tile(model, 200, 300) is None
+    assert submodule("nodes.host").auto_tile(model, 200, 300) is None
+
+
+def test_a_share_of_the_free_memory_is_left_for_what_is_estimated_too_low(
+    tile: Callable[[float], int | None],
+    submodule: Submodule,
+    model: Any,
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host, memory = submodule("nodes.host"), submodule("rddm_core.memory")
+    monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
+    just_enough = 1.01 * memory.wanted_bytes(model.model.config, *SIZE)
+    assert tile(just_enough / host.USABLE_SHARE) == memory.AUTO_TILE
+    smaller = tile(just_enough)
+    assert smaller is not None and smaller < memory.AUTO_TILE
+
+
+def test_what_the_guidance_takes_is_not_there_for_tiles(
+    tile: Callable[[float], int | None], submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = submodule("rddm_core.memory")
+    monkeypatch.setattr(memory, "guidance_bytes", lambda *_: 64e9)
+    assert tile(64e9) == memory.MIN_TILE
+
+
+def test_tiles_are_chosen_for_the_number_of_samples(
+    sample: Callable[..., Any], submodule: Submodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, asked = submodule("nodes.host"), []
+    original = host.auto_tile
+
+    def watched(patcher: Any, *picture: int) -> int | None:
+        asked.append(picture)
+        return original(patcher, *picture)
+
+    monkeypatch.setattr(host, "auto_tile", watched)
+    sample(samples=3, steps=1)
+    assert asked == [(70, 90, 3)]
 
 
 def test_other_models_make_room_for_the_usual_tiles(
@@ -208,29 +279,58 @@ def test_below_the_smallest_tile_the_error_stands(sample: Callable[..., Any], li
     assert tried == [None, 150]
 
 
+@pytest.fixture
+def exhaust(model: Any, submodule: Submodule, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let a stage of the core run out of memory with the networks that the host has placed; a copy on the CPU works."""
+    core = submodule("rddm_core.pipeline")
+
+    def patch(stage: str) -> None:
+        original = getattr(core, stage)
+
+        def run(networks: Any, *args: Any, **options: Any) -> Tensor:
+            if networks is model.model:
+                raise torch.OutOfMemoryError("out of memory")
+            assert {p.device.type for p in networks.parameters()} == {"cpu"}
+            return original(networks, *args, **options)
+
+        monkeypatch.setattr(core, stage, run)
+
+    return patch
+
+
 def test_below_the_smallest_tile_a_gpu_gives_way_to_the_cpu(
     sample: Callable[..., Any],
-    model: Any,
-    submodule: Submodule,
+    exhaust: Callable[[str], None],
     fake_host: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     picture = torch.rand(1, 300, 300, 3, generator=torch.Generator().manual_seed(3))
     wanted, _ = sample(pre_deblurred=picture, samples=1, tiling={"tiling": "manual", "tile": 150})
-    core = submodule("rddm_core.pipeline")
-    original = core.sample_residual
-
-    def run(networks: Any, *args: Any, **options: Any) -> Tensor:
-        if networks is model.model:
-            raise torch.OutOfMemoryError("out of memory")
-        assert {p.device.type for p in networks.parameters()} == {"cpu"}
-        return original(networks, *args, **options)
-
-    monkeypatch.setattr(core, "sample_residual", run)
+    exhaust("sample_residual")
     monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
     found, _ = sample(pre_deblurred=picture, samples=1)
     assert torch.equal(found, wanted) and "on the CPU" in caplog.text
+
+
+def test_memory_is_given_back_before_the_cpu_takes_over(
+    sample: Callable[..., Any],
+    exhaust: Callable[[str], None],
+    fake_host: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exhaust("sample_residual")
+    monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
+    emptied = fake_host.management.emptied
+    sample(samples=1, steps=1)
+    assert fake_host.management.emptied == emptied + 1
+
+
+def test_on_the_cpu_works_a_copy_in_fp32(pack: SimpleNamespace, submodule: Submodule) -> None:
+    (patcher,) = pack.nodes["RDDMModelLoader"].execute(file="tiny.safetensors", dtype="fp16").result
+    copied = submodule("nodes.host")._on_cpu(patcher)
+    assert {p.dtype for p in copied.parameters()} == {torch.float32}
+    assert {p.dtype for p in patcher.model.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("node", ["RDDMDefocusMap", "RDDMPreDeblur"])
@@ -268,7 +368,7 @@ def test_a_map_that_does_not_fit_on_a_gpu_is_made_on_the_cpu(
     pack: SimpleNamespace,
     model: Any,
     photo: Tensor,
-    submodule: Submodule,
+    exhaust: Callable[[str], None],
     fake_host: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -276,15 +376,8 @@ def test_a_map_that_does_not_fit_on_a_gpu_is_made_on_the_cpu(
     def estimated() -> Tensor:
         return pack.nodes["RDDMDefocusMap"].execute(model=model, image=photo).result[0]
 
-    wanted, core = estimated(), submodule("rddm_core.pipeline")
-    original = core.estimate_defocus_map
-
-    def run(networks: Any, *args: Any, **options: Any) -> Tensor:
-        if networks is model.model:
-            raise torch.OutOfMemoryError("out of memory")
-        return original(networks, *args, **options)
-
-    monkeypatch.setattr(core, "estimate_defocus_map", run)
+    wanted = estimated()
+    exhaust("estimate_defocus_map")
     with pytest.raises(torch.OutOfMemoryError):
         estimated()
     monkeypatch.setattr(fake_host.management, "is_device_cpu", lambda device: False)
@@ -304,3 +397,19 @@ def test_other_errors_are_not_tried_again(
     with pytest.raises(RuntimeError, match="something else"):
         sample(pre_deblurred=torch.rand(1, 300, 300, 3))
     assert calls == [1]
+
+
+# ---------------------------------------------------------------- results
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_no_result_that_is_not_finite_leaves_a_node(submodule: Submodule, bad: float) -> None:
+    with pytest.raises(ValueError, match="set dtype of Load RDDM Model to auto or fp32"):
+        submodule("nodes.host").to_intermediate(torch.tensor([0.0, bad]))
+
+
+def test_results_wait_where_the_host_wants_them(
+    submodule: Submodule, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fake_host.management.intermediates, "device", torch.device("meta"))
+    assert submodule("nodes.host").to_intermediate(torch.zeros(2)).device.type == "meta"

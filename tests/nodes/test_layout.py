@@ -50,6 +50,11 @@ def test_whole_numbers(layout: ModuleType) -> None:
         assert layout.mask(torch.ones(1, 4, 4, dtype=dtype), "mask", 1).tolist() == [[[[1.0] * 4] * 4]]
 
 
+def test_the_brightness_of_a_picture_is_the_mean_of_its_channels(layout: ModuleType) -> None:
+    picture = torch.rand(2, 5, 6, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(layout.plane(picture, "depth", 2)[:, 0], picture.mean(dim=-1))
+
+
 @pytest.mark.parametrize("read", ["mask", "plane"])
 def test_masks_with_a_channel(layout: ModuleType, read: str) -> None:
     """Each picture's mask stays one: rows must not become a batch."""

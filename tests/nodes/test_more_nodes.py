@@ -11,6 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rddm_core import metrics, sharpness
+from rddm_core.classical import deconvolve, edge_defocus_map
+from rddm_core.refocus import Lens, refocus
+
 FULL = {"working_size": "full"}
 WIENER = {"method": "wiener", "noise": 0.01}
 
@@ -45,6 +49,12 @@ def test_deblur_keeps_alpha_and_what_the_mask_spares(pack: SimpleNamespace, mode
     assert torch.equal(image[..., 3], with_alpha[..., 3])
     assert torch.equal(image[:, :, :45, :3], photo[:, :, :45])
     assert not torch.equal(image[:, :, 45:, :3], photo[:, :, 45:])
+
+
+def test_every_picture_is_deblurred_where_its_own_mask_is(pack: SimpleNamespace, model: Any, photo: Tensor) -> None:
+    mask = torch.stack((torch.zeros(70, 90), torch.ones(70, 90)))
+    image, _ = deblur(pack, model, photo, mask=mask, steps=1)
+    assert torch.equal(image[0], photo[0]) and not torch.equal(image[1], photo[1])
 
 
 def test_shared_noise_keeps_equal_frames_equal(pack: SimpleNamespace, model: Any, photo: Tensor) -> None:
@@ -84,6 +94,12 @@ def test_schedule_matters_from_two_steps(pack: SimpleNamespace, model: Any, phot
         assert torch.equal(uniform, quadratic) is same
 
 
+def test_of_an_example_the_second_picture_is_the_sharp_one(pack: SimpleNamespace) -> None:
+    pictures = pack.nodes["RDDMExamplePhoto"].execute(name="sign").result
+    blurred, sharp = (sharpness.tenengrad(image[0, 200:500, 300:700].movedim(-1, 0)) for image in pictures)
+    assert sharp > 1.5 * blurred
+
+
 def test_example_photos(pack: SimpleNamespace) -> None:
     blurred, sharp = pack.nodes["RDDMExamplePhoto"].execute(name="sign").result
     assert blurred.shape == sharp.shape == (1, 768, 1024, 3) and not torch.equal(blurred, sharp)
@@ -102,12 +118,48 @@ def test_statistics(pack: SimpleNamespace) -> None:
         pack.nodes["RDDMResidualStatistics"].execute(residual=residual[:, :1], full_scale=0.1)
 
 
+def test_statistics_are_coloured_by_the_uncertainty(
+    pack: SimpleNamespace, submodule: Callable[[str], ModuleType]
+) -> None:
+    residual = torch.zeros(1, 2, 3, 4, 40)
+    residual[0, 0, :, :, :20] = 0.04
+    _, uncertainty, shown = pack.nodes["RDDMResidualStatistics"].execute(residual=residual, full_scale=0.1).result
+    assert torch.equal(shown[:, :4], submodule("nodes.colours").colourise(uncertainty[:, None]).movedim(1, -1))
+
+
 def test_residual_preview_tells_signs_apart(pack: SimpleNamespace) -> None:
     residual = torch.tensor([-0.2, 0.0, 0.2]).expand(1, 2, 3, 4, 3)
     (shown,) = pack.nodes["RDDMResidualPreview"].execute(residual=residual, gain=5.0).result
     darker, same, brighter = shown[0, 0]
     assert len(shown) == 2 and darker[2] > darker[0] and brighter[0] > brighter[2]
     assert torch.allclose(same, torch.tensor(0.5))
+
+
+def test_the_gain_sets_the_ends_of_the_preview_s_scale(
+    pack: SimpleNamespace, submodule: Callable[[str], ModuleType]
+) -> None:
+    darkest, _, same, _, brightest = submodule("nodes.colours").SIGNED_COLOURS
+    residual = torch.tensor([-0.2, 0.0, 0.2]).expand(1, 1, 3, 4, 3)
+    (shown,) = pack.nodes["RDDMResidualPreview"].execute(residual=residual, gain=5.0).result
+    assert torch.allclose(shown[0, 0], torch.tensor((darkest, same, brightest)), atol=1e-5)
+
+
+def test_previews_of_all_samples_of_the_first_picture_come_first(pack: SimpleNamespace) -> None:
+    residual = torch.rand(2, 3, 3, 4, 40, generator=torch.Generator().manual_seed(0)) - 0.5
+    execute = pack.nodes["RDDMResidualPreview"].execute
+    (both,), (second,) = (execute(residual=given, gain=1.0).result for given in (residual, residual[1:]))
+    assert torch.equal(both[3:], second)
+
+
+@pytest.mark.parametrize("bright_is", ["near", "far"])
+def test_every_picture_is_refocused_by_its_depth_and_the_lens(pack: SimpleNamespace, bright_is: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, depth = torch.rand(2, 24, 32, 3, generator=generator), torch.rand(2, 24, 32, generator=generator)
+    options = {"focus": 0.3, "aperture": 5.0, "blades": 6, "bright_is": bright_is}
+    found, seen = pack.nodes["RDDMRenderDefocus"].execute(image=image, depth=depth, **options).result
+    lens = Lens(0.3, 5.0, 6, near_is_bright=bright_is == "near")
+    wanted, wanted_map = refocus(image.movedim(-1, 1), depth[:, None], lens)
+    assert torch.equal(found, wanted.movedim(1, -1)) and torch.equal(seen, wanted_map[:, 0])
 
 
 def test_refocus_blurs_what_is_out_of_focus(pack: SimpleNamespace) -> None:
@@ -131,6 +183,38 @@ def test_deconvolve_and_edge_map(pack: SimpleNamespace, photo: Tensor) -> None:
     none = node.execute(image=photo, map=torch.zeros(1, 9, 9), max_radius=8.0, method=WIENER).result[0]
     some = node.execute(image=photo, map=torch.full((1, 9, 9), 0.6), max_radius=8.0, method=WIENER).result[0]
     assert torch.equal(none, photo) and not torch.equal(some, photo)
+
+
+@pytest.mark.parametrize("max_radius", [1.0, 8.0])
+def test_every_picture_is_deconvolved_by_its_map_and_radius(
+    pack: SimpleNamespace, photo: Tensor, max_radius: float
+) -> None:
+    maps = torch.stack((torch.zeros(9, 9), torch.full((9, 9), 0.6)))
+    inputs = {"image": photo, "map": maps, "max_radius": max_radius, "method": WIENER}
+    (found,) = pack.nodes["RDDMDeconvolve"].execute(**inputs).result
+    wanted = deconvolve(photo.movedim(-1, 1), maps[:, None], max_radius=max_radius, noise=WIENER["noise"])
+    assert torch.equal(found, wanted.movedim(1, -1))
+
+
+def test_the_map_of_edges_is_the_core_s(pack: SimpleNamespace, photo: Tensor) -> None:
+    defocus_map, _ = pack.nodes["RDDMEdgeDefocusMap"].execute(image=photo).result
+    assert torch.equal(defocus_map, edge_defocus_map(photo.movedim(-1, 1))[:, 0])
+
+
+def test_quality_is_that_of_the_picture_against_the_reference(pack: SimpleNamespace, photo: Tensor) -> None:
+    image, reference = photo.movedim(-1, 1)
+    _, values = pack.nodes["RDDMImageQuality"].execute(image=photo[:1], reference=photo[1:]).result
+    assert json.loads(values) == [
+        {
+            "psnr": metrics.psnr_8bit(image, reference),
+            "ssim": metrics.ssim(image, reference),
+            "mae": metrics.mae(image, reference),
+            "haarpsi": metrics.haarpsi(image, reference),
+            "tenengrad": sharpness.tenengrad(image),
+            "laplacian_variance": sharpness.laplacian_variance(image),
+            "reference_tenengrad": sharpness.tenengrad(reference),
+        }
+    ]
 
 
 def test_quality(pack: SimpleNamespace, photo: Tensor) -> None:

@@ -190,6 +190,13 @@ def test_coloured_map(call: Callable[..., Any], model: Any, photo: Tensor, submo
     assert torch.allclose(ramp[:, -1], torch.tensor(colours.COLOURS[-1]))
 
 
+def test_the_scale_runs_from_in_focus_to_out_of_focus(submodule: Submodule) -> None:
+    colours = submodule("nodes.colours")
+    bar = colours.coloured(torch.zeros(1, 1, 2, 300))[0, :, 2]  # the first row below the map
+    assert torch.allclose(bar[:, 0], torch.tensor(colours.COLOURS[0]))
+    assert torch.allclose(bar[:, -1], torch.tensor(colours.COLOURS[-1]))
+
+
 def test_the_picture_for_the_mask_editor(
     pack: SimpleNamespace, model: Any, photo: Tensor, submodule: Submodule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +275,21 @@ def test_protect_sharp(call: Callable[..., Any], parts: dict[str, Tensor]) -> No
     assert not torch.equal(both[:, :5], parts["original"][:, :5])
     with pytest.raises(ValueError, match="connect the defocus map"):
         call("RDDMResidualMerge", **parts, protect_sharp=0.5)
+
+
+def test_a_map_of_another_size_protects(call: Callable[..., Any], parts: dict[str, Tensor]) -> None:
+    small = torch.zeros(1, 10, 15)
+    small[..., 8:] = 1
+    merged = call("RDDMResidualMerge", **parts, map=small, mask=torch.ones(1, 7, 5), protect_sharp=1.0)
+    assert torch.equal(merged[:, :, :14], parts["original"][:, :, :14])
+    assert torch.allclose(merged[:, :, 18:], call("RDDMResidualMerge", **parts)[:, :, 18:], atol=1e-6)
+
+
+def test_every_picture_has_its_own_mask(call: Callable[..., Any], parts: dict[str, Tensor]) -> None:
+    mask = torch.stack((torch.zeros(20, 30), torch.ones(20, 30)))
+    merged = call("RDDMResidualMerge", **parts, mask=mask)
+    assert torch.equal(merged[0], parts["original"][0])
+    assert torch.equal(merged[1], call("RDDMResidualMerge", **parts)[1])
 
 
 @pytest.mark.parametrize(
