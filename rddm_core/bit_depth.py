@@ -67,9 +67,17 @@ class DeepPicture:
 
 
 def tiff_directory(handle: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
-    """The tags of the first page; None for what is no TIFF, or one too damaged for it."""
+    """The tags of the first page; None for what is no TIFF, or one too damaged for it.
+
+    Raises UnsuitableError for the one kind that Pillow takes for a TIFF but cannot read.
+    """
     head = handle.read(8)
-    if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] == b"MM\0+":
+        raise UnsuitableError(
+            "is a BigTIFF with the high byte first, which cannot be read: save it as TIFF, or as a BigTIFF with the low "
+            "byte first"
+        )
+    if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
         return None
     try:
         directory = TiffImagePlugin.ImageFileDirectory_v2(head + (handle.read(8) if b"+" in head[:4] else b""))

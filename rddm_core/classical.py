@@ -25,7 +25,7 @@ from .optics import (
     srgb_to_linear,
     transfer_function,
 )
-from .tiling import add_tile, cut, plan_tiles, round_up
+from .tiling import FEATHER, add_tile, cut, plan_tiles, round_up
 
 WORKING_SIZE = 512
 """Long side at which the map of edges is estimated, that of the learned estimator: its radii count these pixels."""
@@ -235,7 +235,9 @@ def deconvolve(
     image = image.float()
     height, width = image.shape[-2:]
     scale = max(1.0, max(height, width) / WORKING_SIZE)
-    tiles = plan_tiles(height, width, DECONVOLUTION_TILE, 1, overlap=round_up(math.ceil(8 * max_radius), 64))
+    # Four radii of context on either side of what is blended.
+    overlap = FEATHER + round_up(math.ceil(8 * max_radius), FEATHER)
+    tiles = plan_tiles(height, width, DECONVOLUTION_TILE, 1, overlap=overlap)
     result = torch.zeros_like(image)
     done, total = 0, len(image) * len(tiles)
     for b in range(len(image)):

@@ -163,6 +163,12 @@ def test_layouts_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
         assert np.array_equal(read(tmp_path / "b.tif"), array)
 
 
+def test_the_one_kind_of_tiff_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", values(3), bigtiff=True, byteorder=">")
+    with pytest.raises(ImageError, match="is a BigTIFF with the high byte first.*save it as TIFF"):
+        load_image(path)
+
+
 def test_white_may_be_zero(tmp_path: Path) -> None:
     for channels in (1, 2):
         array = values(channels)
