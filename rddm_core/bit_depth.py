@@ -74,8 +74,8 @@ def tiff_directory(handle: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | 
     head = handle.read(8)
     if head[:4] == b"MM\0+":
         raise UnsuitableError(
-            "is a BigTIFF with the high byte first, which cannot be read: save it as TIFF, or as a BigTIFF with the low "
-            "byte first"
+            "is a BigTIFF with the high byte first, which cannot be read: save it as TIFF, or as a BigTIFF with the "
+            "low byte first"
         )
     if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
         return None
