@@ -205,6 +205,19 @@ def test_colours_that_were_multiplied_by_alpha(tmp_path: Path) -> None:
     assert difference[:, visible].max() < 1e-3 and loaded.pixels.isfinite().all()
 
 
+def test_colours_brighter_than_their_alpha_are_clipped(tmp_path: Path) -> None:
+    array = np.full((2, 2, 4), 0.5, np.float32)
+    array[:, :, 3] = 0.25
+    assert load_image(write(tmp_path / "a.tif", array, extrasamples=["assocalpha"])).pixels.max() == 1
+
+
+def test_a_channel_of_no_stated_meaning_is_no_transparency(tmp_path: Path) -> None:
+    array = values(4)
+    loaded = load_image(write(tmp_path / "a.tif", array, extrasamples=["unspecified"]))
+    assert loaded.alpha is None
+    assert np.array_equal((loaded.pixels.double() * 65535).round().permute(1, 2, 0).numpy(), array[:, :, :3])
+
+
 def test_a_colour_that_is_transparent(tmp_path: Path) -> None:
     for channels, kind in ((3, ">HHH"), (1, ">H")):
         array = values(channels)
@@ -314,11 +327,34 @@ def test_resolution_turns_with_the_picture(tmp_path: Path) -> None:
     assert load_image(tmp_path / "a.jpg").dpi == pytest.approx((240, 300), rel=1e-3)
 
 
+def test_resolution_in_centimetres_is_told_in_inches(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", values(3), resolution=(100, 80), resolutionunit="CENTIMETER")
+    assert load_image(path).dpi == pytest.approx((254, 203.2))
+
+
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"bigtiff": True}], ids=str)
+def test_exif_of_every_kind_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
+    """But of those both big-endian and of 64 bits, which Pillow does not open."""
+    tags = [(MAKE, 2, None, "Camera", True), (ORIENTATION, 3, 1, 6, True)]
+    loaded = load_image(write(tmp_path / "a.tif", values(3), extratags=tags, **options))
+    assert loaded.exif is not None and loaded.pixels.shape == (3, *reversed(SIZE))
+    exif = Image.Exif()
+    exif.load(loaded.exif)
+    assert exif[MAKE] == "Camera"
+
+
 def test_png_colours_that_no_profile_describes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_image(with_chunk(write(tmp_path / "a.png", values(3)), b"gAMA", struct.pack(">I", 45455)))
     assert not caplog.text
     load_image(with_chunk(write(tmp_path / "linear.png", values(3)), b"gAMA", struct.pack(">I", 100000)))
     assert "linear.png: its gAMA and cHRM chunks are left out" in caplog.text
+
+
+def test_primaries_other_than_those_of_srgb_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of Display P3, at the gamma of sRGB."""
+    path = with_chunk(write(tmp_path / "p3.png", values(3)), b"gAMA", struct.pack(">I", 45455))
+    load_image(with_chunk(path, b"cHRM", struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)))
+    assert "p3.png: its gAMA and cHRM chunks are left out" in caplog.text
 
 
 # ---------------------------------------------------------------- formats that hold less
@@ -357,6 +393,17 @@ def test_floating_point_out_of_range(tmp_path: Path, caplog: pytest.LogCaptureFi
         with pytest.raises(ImageError, match=rf"a\.tif .*{message}"):
             load_image(write(tmp_path / "a.tif", array))
         array[2, 3, 1] = 0
+
+
+def test_transparency_out_of_range(tmp_path: Path) -> None:
+    array = values(4, "f4")
+    array[2, 3, 3] = 1.05
+    alpha = load_image(write(tmp_path / "a.tif", array)).alpha
+    assert alpha is not None and alpha.max() == 1
+    for value, message in ((2.0, "HDR"), (np.nan, "NaN")):
+        array[2, 3, 3] = value
+        with pytest.raises(ImageError, match=rf"a\.tif .*{message}"):
+            load_image(write(tmp_path / "a.tif", array))
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,12 @@ from rddm_core.checkpoint import (
     save_checkpoint,
 )
 from rddm_core.config import RDDMConfig, config_to_dict, lite, paper
+from rddm_core.images import load_image
+from rddm_core.metrics import psnr_8bit
 from rddm_core.networks.model import RDDM
+from rddm_core.pipeline import DeblurSettings, deblur
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CURES = ("fetch the file again", "choose", "update the package", "give the path", "change its permissions")
 
 
@@ -116,6 +120,11 @@ def test_loading_in_half_precision(tiny_checkpoint: Path, dtype: torch.dtype) ->
     assert all(p.dtype == dtype for p in model.parameters())
     for answer, wanted in zip(outputs(model), outputs(load_checkpoint(tiny_checkpoint)), strict=True):
         assert (answer.float() - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+
+
+def test_a_model_goes_to_its_device(tiny_checkpoint: Path) -> None:
+    model = load_checkpoint(tiny_checkpoint, device="meta")
+    assert {x.device.type for x in (*model.parameters(), *model.buffers())} == {"meta"}
 
 
 def test_info(tiny_checkpoint: Path, tiny_config: RDDMConfig) -> None:
@@ -779,6 +788,26 @@ def test_shipped_weights() -> None:
     assert sum(info.parameters.values()) <= 11.5e6 and all(info.parameters.values())
     model = load_checkpoint(path)
     assert (model.residual_scale, model.recommended_steps) == (info.residual_scale, info.recommended_steps)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> RDDM:
+    return load_checkpoint(default_checkpoint_path())
+
+
+@pytest.mark.parametrize(("name", "top", "left", "least"), [("sign", 320, 384, 2.5), ("market", 200, 300, 1.3)])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_shipped_weights_deblur_the_examples(
+    shipped: RDDM, name: str, top: int, left: int, least: float, steps: int
+) -> None:
+    """Weights fit any layers of their shapes: only a picture shows that the layers are still those of the training.
+
+    In dB; measured: 4.0 in one step and 3.4 in three, 2.3 and 1.9.
+    """
+    area = (slice(None), slice(top, top + 192), slice(left, left + 192))
+    blurred, sharp = (load_image(EXAMPLES / f"{name}.{kind}.jpg").pixels[area] for kind in ("blur", "sharp"))
+    result = deblur(shipped, blurred[None], settings=DeblurSettings(steps=steps)).image[0]
+    assert psnr_8bit(result, sharp) - psnr_8bit(blurred, sharp) > least
 
 
 def test_missing_default_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,26 @@ def test_sizes_have_units(text: str, size: int) -> None:
     assert options.memory == size
 
 
+def test_a_budget_reaches_the_pipeline(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, error = run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", "--memory", "1MB")
+    assert code == 1 and "MB more are needed for a picture of 40x30" in error
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], True), (["--memory", "2GB"], False)])
+def test_a_budget_is_for_one_picture_at_a_time(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: bool,
+) -> None:
+    """No other is read or written beside it."""
+    seen: list[bool] = []
+    monkeypatch.setattr("rddm_core.scale.local.run_local", lambda *_, overlap, **__: seen.append(overlap))
+    assert run(photo(tmp_path / "a.png"), "-o", tmp_path / "out", *options)[0] == 0
+    assert seen == [expected]
+
+
 def test_pixels_are_counted_or_in_megapixels(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     source = photo(tmp_path / "a.png")
     for limit in ("1199", "0.0011mp"):
@@ -421,6 +441,28 @@ def test_precisions_agree_roughly(run, tmp_path: Path, dtype: str) -> None:  # t
     assert run(source, "-o", tmp_path / "b.png", "--dtype", dtype, "--device", "cpu")[0] == 0
     difference = np.abs(values(tmp_path / "auto.png").astype(int) - values(tmp_path / "b.png"))
     assert difference.max() == 0 if dtype == "fp32" else 0 < difference.mean() < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_precisions_are_what_they_are_called(name: str, dtype: torch.dtype) -> None:
+    args = cli.build_parser().parse_args(["deblur", "a.png", "-o", "out", "--dtype", name, "--device", "cpu"])
+    assert cli._model_choice(args)[1] == dtype
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_cuda_then_mps_then_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # no such device need be there
+    assert cli.choose_device("auto").type == chosen
 
 
 def test_wrong_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

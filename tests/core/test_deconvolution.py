@@ -44,6 +44,12 @@ def test_a_flat_picture_stays_flat():
     assert wiener_bank(surrounded(torch.full((1, 3, 50, 31), 0.7)), RADII).abs().max() < 1e-5
 
 
+def test_changes_are_limited_to_the_range_of_a_picture():
+    """Squares of one pixel, in black and white, would gain twice that."""
+    checks = ((torch.arange(64)[:, None] + torch.arange(64)) % 2).float().expand(1, 3, 64, 64)
+    assert wiener_bank(surrounded(checks), RADII).abs().max() == 1
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 65)])
 def test_any_size_and_every_item_by_itself(size):
     batch = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,21 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", watch)
     write_text(path, "four")
     assert synced == [(4, False)]
+
+
+@pytest.mark.parametrize(("code", "written"), [(errno.EIO, False), (errno.ENOSPC, False), (errno.EINVAL, True)])
+def test_what_did_not_reach_the_disk_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, written: bool
+) -> None:
+    """But not that a file system knows no such thing."""
+
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with nullcontext() if written else pytest.raises(OSError, match=os.strerror(code)):
+        write_text(tmp_path / "a.txt", "a")
+    assert os.listdir(tmp_path) == (["a.txt"] if written else [])
 
 
 @pytest.mark.parametrize("links", [True, False])

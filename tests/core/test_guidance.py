@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,15 @@ def test_input_normalisation(config: GuidanceConfig, white: list[float]) -> None
     guidance.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     guidance(torch.ones(1, 3, 32, 32))
     torch.testing.assert_close(seen[0].mean(dim=(0, 2, 3)), torch.tensor(white), rtol=1e-4, atol=1e-4)
+
+
+def test_a_reduced_picture_is_an_average() -> None:
+    guidance = GuidanceNetwork(replace(LITE, reduction=2))
+    seen: list[Tensor] = []
+    guidance.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2
+    guidance(checks.float().expand(1, 3, 64, 64))
+    torch.testing.assert_close(seen[0], torch.full((1, 3, 32, 32), (0.5 * 255 - 127) / 128))
 
 
 def test_half_precision_and_autocast(pretrained: GuidanceNetwork) -> None:

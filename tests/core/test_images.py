@@ -112,6 +112,12 @@ def test_grey_pictures_stay_grey(tmp_path: Path) -> None:
     assert written.mode == "LA" and np.array_equal(np.asarray(written), np.asarray(source))
 
 
+def test_a_grey_picture_is_written_as_the_mean_of_its_colours(tmp_path: Path) -> None:
+    pixels = torch.tensor([0.2, 0.4, 0.6])[:, None, None].expand(3, 2, 2)
+    save_image(tmp_path / "a.png", pixels, LoadedImage(pixels, grey=True))
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[102, 102], [102, 102]]
+
+
 def test_palette_with_transparency(tmp_path: Path) -> None:
     source = Image.new("P", (2, 1))
     source.putpalette([255, 0, 0, 0, 255, 0])
@@ -241,6 +247,18 @@ def test_jpeg_is_written_without_chroma_subsampling(tmp_path: Path) -> None:
     pixels[2, :, 1::2] = 1
     save_image(tmp_path / "b.jpg", pixels)
     assert (load_image(tmp_path / "b.jpg").pixels - pixels).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("extension", ["jpg", "webp"])
+def test_a_higher_quality_takes_more_bytes_and_95_is_the_default(tmp_path: Path, extension: str) -> None:
+    pixels = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    written = []
+    for quality in (50, 75, 95):
+        save_image(tmp_path / f"a.{extension}", pixels, quality=quality)
+        written.append((tmp_path / f"a.{extension}").read_bytes())
+    assert len(written[0]) < len(written[1]) < len(written[2])
+    save_image(tmp_path / f"a.{extension}", pixels)
+    assert (tmp_path / f"a.{extension}").read_bytes() == written[2]
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif", "bmp"])
@@ -406,6 +424,14 @@ def test_comparison_shows_the_detail_that_changed_most() -> None:
     b[0, 100:130, 20:50] = 1
     sheet = comparison_sheet({"input": a, "deblurred": b}, max_side=160)
     assert sheet[0, 240:, 240:].mean() > 0.3  # the red square fills much of the enlarged detail
+
+
+def test_a_detail_in_the_corner_is_enlarged_as_much_as_any() -> None:
+    a = torch.zeros(3, 160, 160)
+    b = a.clone()
+    b[0, 150:, 150:] = 1
+    detail = comparison_sheet({"input": a, "deblurred": b}, max_side=160)[0, 160:, 160:]
+    assert float(detail.mean()) == pytest.approx((10 / 40) ** 2, abs=0.02)  # ten of the 40 pixels that are shown
 
 
 MEASURE = """

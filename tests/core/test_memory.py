@@ -12,13 +12,16 @@ from rddm_core import pipeline
 from rddm_core.config import RDDMConfig, lite, paper
 from rddm_core.memory import (
     AUTO_TILE,
+    GUIDANCE_CONTEXT,
     OVERHEAD,
     guidance_bytes,
+    guidance_window,
     held_bytes,
     largest_tile,
     network_bytes,
     ran_out_of_memory,
     tile_size,
+    wanted_bytes,
 )
 from rddm_core.networks.model import RDDM
 from rddm_core.pipeline import DeblurSettings, deblur
@@ -57,6 +60,19 @@ def test_tiles_and_picture_fit_into_the_budget(samples: int) -> None:
         assert used + OVERHEAD * network_bytes(config, side, side) <= budget
         before = side
     assert before == AUTO_TILE
+
+
+@pytest.mark.parametrize("megabytes", [120, 150, 300, 800])
+def test_windows_of_guidance_fit_into_the_budget_too(megabytes: int) -> None:
+    """They look further around than small tiles: 80 bytes a pixel of them."""
+    side = largest_tile(lite(), megabytes * 10**6, 1000)
+    assert side > 0 and OVERHEAD * 80 * (guidance_window(side) + 2 * GUIDANCE_CONTEXT) ** 2 <= megabytes * 1e6
+
+
+def test_a_device_is_asked_for_the_guidance_of_every_sample() -> None:
+    one, two = (wanted_bytes(lite(), 4000, 6000, samples) for samples in (1, 2))
+    rows = 12 * 6000 * AUTO_TILE  # of residual
+    assert two - one == pytest.approx(guidance_bytes(lite(), 4000, 6000) + rows, abs=2)
 
 
 def test_too_small_a_budget_is_refused() -> None:

@@ -101,6 +101,12 @@ def test_gradient_energy_of_a_known_contrast() -> None:
         gradient_energy_ratio(stripes, flat)
 
 
+def test_gradient_energy_counts_both_directions() -> None:
+    stripes = (torch.arange(20) % 2).float().expand(3, 20, 20)
+    half = 0.5 + (stripes - 0.5) * 0.4
+    assert gradient_energy_ratio(half.mT, stripes.mT) == gradient_energy_ratio(half, stripes)
+
+
 def test_colour_shift_is_the_worst_channel_and_ignores_detail() -> None:
     target = torch.full((3, 20, 20), 100 / 255)
     image = target.clone()

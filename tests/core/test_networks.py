@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from rddm_core.config import (
     MIN_ATTENTION_CELL,
@@ -23,7 +25,16 @@ from rddm_core.config import (
     preset,
 )
 from rddm_core.diffusion import make_alpha_bars
-from rddm_core.networks.blocks import ChannelAttention, LayerNorm2d, RDDBlock, simple_gate
+from rddm_core.networks.blocks import (
+    ChannelAttention,
+    LayerNorm2d,
+    RDDBlock,
+    conv_unshuffled,
+    shuffled,
+    simple_gate,
+    unshuffled,
+)
+from rddm_core.networks.deconvolution import CONTEXT, surrounded
 from rddm_core.networks.denoiser import DenoisingNetwork
 from rddm_core.networks.guidance import fitted
 from rddm_core.networks.model import RDDM
@@ -116,6 +127,25 @@ def test_guidance_applied_once_equals_guidance_concatenated():
     torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("rows", [1, 5, 16, 31])
+def test_strips_of_rows_make_no_difference(monkeypatch: pytest.MonkeyPatch, rows: int):
+    torch.manual_seed(0)
+    block = RDDBlock(16, 8, time_width=4, guidance_width=6)
+    awaken(block)
+    x, time, guidance = torch.randn(2, 16, 32, 24), torch.randn(1, 4), torch.randn(2, 6, 32, 24)
+    with torch.no_grad():
+        share = block.project_guidance(guidance)
+        whole = block(x, time, share)
+        monkeypatch.setattr("rddm_core.networks.blocks.STRIP_ELEMENTS", rows * 2 * 32 * 24)
+        torch.testing.assert_close(block(x, time, share), whole)
+
+
+def test_a_convolution_of_blocks_is_that_of_the_unshuffled_picture():
+    conv, x = nn.Conv2d(3 * 16, 5, 1), torch.randn(2, 3, 12, 20)
+    torch.testing.assert_close(conv_unshuffled(conv, x), conv(unshuffled(x, 4)))
+    assert torch.equal(shuffled(unshuffled(x, 4), 4), x) and torch.equal(unshuffled(x, 4), F.pixel_unshuffle(x, 4))
+
+
 def test_lite_keeps_every_part_and_stays_small():
     config = lite()
     assert "deformable" in config.pre_deblur.mixers
@@ -196,6 +226,30 @@ def test_shapes_and_condition(model, height, width):
     assert [tuple(g.shape) for g in guidance] == [(2, 8, height // s, width // s) for s in strides]
 
 
+def test_the_first_guess_depends_on_the_map(model):
+    image, defocus_map = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        one, other = model.pre_deblur(image, defocus_map), model.pre_deblur(image, 1 - defocus_map)
+    assert float((one - other).abs().max()) > 1e-3
+
+
+def test_p_adds_its_correction_to_the_picture(model):
+    p, image = copy.deepcopy(model.pre_deblur), torch.rand(1, 3, 64, 64)
+    nn.init.zeros_(p.outro.weight)
+    with torch.no_grad():
+        assert torch.equal(p(image, torch.rand(1, 1, 64, 64)), image)
+
+
+def test_skips_of_p_pass_by_the_coarser_scales(model):
+    """With the way through them closed, the finest one still sees the picture."""
+    p = copy.deepcopy(model.pre_deblur)
+    nn.init.zeros_(p.ups[0].conv.weight)
+    image, defocus_map = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        one, other = (p(x, defocus_map) - x for x in (image, 1 - image))
+    assert float((one - other).abs().max()) > 1e-3
+
+
 def test_every_input_matters(model):
     image, defocus_map, x_t = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
 
@@ -230,6 +284,44 @@ def test_the_lite_encoder_does_not_depend_on_the_state():
     for t in (1300, 650):
         denoiser(torch.randn(1, 3, 64, 64), torch.tensor([t]), condition)
     assert len(calls) == 1
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> DenoisingNetwork:
+    torch.manual_seed(1)
+    network = RDDM(small(lite())).denoiser.eval().requires_grad_(False)
+    awaken(network)
+    return network
+
+
+def test_overlapping_blocks_are_a_transposed_convolution(denoiser):
+    x, block = torch.randn(1, denoiser.outro.in_channels, 5, 7), denoiser.config.unshuffle
+    joined = shuffled(F.conv2d(x, denoiser._last_weight(), denoiser.outro.bias, padding=1), block)
+    apart = shuffled(denoiser.outro(x), block) + denoiser.overlap(x)
+    torch.testing.assert_close(joined, apart, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", range(5))
+def test_features_of_every_scale_reach_the_result(denoiser, level: int):
+    image, defocus_map, x_t = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 64, 64), torch.randn(1, 3, 64, 64)
+    guidance = tuple(torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
+    condition, other = (denoiser.encode_condition(x, defocus_map, guidance) for x in (image, 1 - image))
+    features = tuple((other if n == level else condition).features[n] for n in range(len(condition.features)))
+    changed = condition._replace(features=features)
+    t = torch.tensor([700])
+    assert float((denoiser(x_t, t, changed) - denoiser(x_t, t, condition)).abs().max()) > 1e-4
+
+
+def test_surroundings_reach_the_deconvolutions(denoiser):
+    side = 64 + 2 * CONTEXT
+    whole, defocus_map = torch.rand(1, 3, side, side), torch.rand(1, 1, 64, 64)
+    inner = whole[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
+    guidance = tuple(torch.rand(1, 8, 64 // s, 64 // s) for s in (4, 8, 16))
+    seen, replicated, none = (
+        denoiser.encode_condition(inner, defocus_map, guidance, around).features[0]
+        for around in (whole, surrounded(inner), None)
+    )
+    assert torch.equal(replicated, none) and float((seen - none).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -127,6 +127,27 @@ def test_spots_are_mirrored_in_front_of_the_focus_plane():
     assert not torch.allclose(front, behind, atol=1e-4)
 
 
+@pytest.mark.parametrize("angle", [0.0, math.pi / 2])
+def test_a_cat_s_eye_keeps_the_side_of_its_angle(angle: float) -> None:
+    axis = torch.arange(25.0) - 12
+    spot = aperture_kernel(8.0, Aperture(vignette=0.5, vignette_angle=angle), 25)
+    x, y = float((spot * axis).sum()), float((spot * axis[:, None]).sum())
+    length = math.hypot(x, y)
+    assert length > 0.5 and (x, y) == pytest.approx((length * math.cos(angle), length * math.sin(angle)), abs=1e-4)
+
+
+def test_softness_keeps_the_second_moment() -> None:
+    axis = torch.arange(61.0) - 30
+    squares = axis[:, None] ** 2 + axis**2
+    hard, soft = (float((aperture_kernel(6.0, Aperture(softness=s), 61) * squares).sum()) for s in (0.0, 1.0))
+    assert soft == pytest.approx(hard, rel=0.03)
+
+
+def test_a_positive_rim_is_brighter_than_the_centre() -> None:
+    bubble, soft = (aperture_kernel(6.0, Aperture(rim=rim), 15)[7] for rim in (0.5, -0.5))
+    assert bubble[2] > 1.2 * bubble[7] and soft[2] < 0.8 * soft[7]
+
+
 class TestRendering:
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(3, 48, 56, generator=generator)

@@ -28,3 +28,8 @@ def test_samples_see_all_of_them_in_turn() -> None:
     assert [orientation_of_sample(n) for n in range(COUNT, 2 * COUNT)] == [
         orientation_of_sample(n) for n in range(COUNT)
     ]
+
+
+def test_mirrors_and_the_half_turn_come_first() -> None:
+    """No picture is turned on its side before the fifth sample, and every version draws the same samples."""
+    assert [orientation_of_sample(n) for n in range(COUNT)] == [0, 6, 4, 2, 1, 7, 5, 3]

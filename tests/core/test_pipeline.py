@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from rddm_core.config import RDDMConfig, lite
 from rddm_core.diffusion import ddim_step, make_alpha_bars
+from rddm_core.memory import GUIDANCE_CONTEXT, held_bytes
 from rddm_core.networks.blocks import RDDBlock
+from rddm_core.networks.deconvolution import CONTEXT
 from rddm_core.networks.denoiser import Condition
 from rddm_core.networks.model import RDDM
 from rddm_core.optics import map_from_radius, scale_map
@@ -31,7 +33,7 @@ from rddm_core.pipeline import (
     pre_deblur,
     sample_residual,
 )
-from rddm_core.tiling import noise_tile, plan_tiles
+from rddm_core.tiling import cut, noise_tile, plan_tiles, plan_windows
 
 TILE_TOLERANCE = 0.1
 """Largest difference between tiled and whole, in standard deviations of the change."""
@@ -312,6 +314,13 @@ def test_map_order_and_user_map_decide_on_estimates() -> None:
             assert torch.equal(oracle.conditions[0][1][..., :64, :80], result.defocus_map[:1])
 
 
+def test_the_second_map_is_that_of_a_picture_in_range() -> None:
+    oracle, image = make_oracle(), picture(1, 3, 64, 64)
+    oracle.pre_deblur = lambda image, _: 3 * image - 1
+    deblur(oracle, image, settings=DeblurSettings(steps=1, map_order="two_pass"))
+    assert torch.equal(oracle.estimated[1], (3 * image - 1).clamp(0, 1))
+
+
 def test_a_user_map_of_any_size_is_resized(model: RDDM) -> None:
     image, small = picture(2, 3, 64, 96), picture(1, 1, 16, 24)
     large = F.interpolate(small, size=(64, 96), mode="bilinear", antialias=True, align_corners=False)
@@ -365,6 +374,23 @@ def test_tiles_agree_with_the_whole_picture(model: RDDM) -> None:
     assert float((other - residual).abs().max()) > TILE_TOLERANCE * float(residual.std())
 
 
+def test_f_sees_what_surrounds_a_tile(model: RDDM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, ...]] = []
+    encode = model.denoiser.encode_condition
+
+    def watch(*given: Any) -> Condition:
+        seen.append(given)
+        return encode(*given)
+
+    monkeypatch.setattr(model.denoiser, "encode_condition", watch)
+    guess = picture(1, 3, 64, 256)
+    sample_residual(model, guess, picture(1, 1, 9, 9), steps=1, tile=128)
+    tiles = plan_tiles(64, 256, 128, 64)
+    assert len(tiles) > 1
+    for (part, _, _, around), tile in zip(seen, tiles, strict=True):
+        assert torch.equal(part, cut(guess, tile)) and torch.equal(around, cut(guess, tile, CONTEXT))
+
+
 def test_whole_guidance_is_cut_into_tiles(model: RDDM) -> None:
     guess, defocus_map = picture(2, 3, 400, 200), picture(2, 1, 12, 17)
     guidance = encode_guidance(model, guess)
@@ -388,12 +414,34 @@ def test_guidance_through_windows_agrees_with_the_whole(model: RDDM, monkeypatch
     assert differences[0] > differences[1] > 10 * differences[2], "of random weights; trained ones look less far"
 
 
+def test_windows_of_guidance_shrink_with_the_tiles() -> None:
+    oracle, guess = make_oracle(), picture(1, 3, 64, 1024)
+    sample_residual(oracle, guess, picture(1, 1, 9, 9), steps=1, tile=128)
+    assert oracle.guidance.asked == len(plan_windows(64, 1024, 256, GUIDANCE_CONTEXT, 64)) > 1
+
+
 def test_auto_tiles_large_pictures_only() -> None:
     for size, tiles in (((1408, 1408), 1), ((1408, 1409), 2)):
         oracle = make_oracle()
         image = torch.full((1, 3, *size), 0.5)
         deblur(oracle, image, settings=DeblurSettings(steps=1, working_size="full"))
         assert len(oracle.conditions) == tiles
+
+
+@pytest.mark.parametrize(
+    ("samples", "keep", "mean"), [(1, False, False), (1, True, False), (3, False, False), (3, False, True)]
+)
+def test_tiles_may_take_what_the_picture_leaves_of_the_budget(
+    monkeypatch: pytest.MonkeyPatch, samples: int, keep: bool, mean: bool
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("rddm_core.pipeline.tile_size", lambda choice, height, width, config, *rest: seen.append(rest))
+    for size in ("full", 256):
+        settings = DeblurSettings(steps=1, samples=samples, memory=10**9, working_size=size)
+        deblur(make_oracle(), picture(1, 3, 64, 512), settings=settings, keep_stages=keep, mean=mean)
+    # Enlarged, one sample stands beside the sum of all, and at the reduced size all are held.
+    held = held_bytes(64, 512, samples, keep, mean) + (12 * 64 * 512 if mean else 0)
+    assert seen == [(10**9, samples, keep, mean), (10**9 - held, samples, keep, False)]
 
 
 # --- working size
@@ -481,10 +529,12 @@ def test_a_working_size_never_enlarges(model: RDDM) -> None:
     assert all(torch.equal(r, results[0]) for r in results)
 
 
-def test_auto_working_size_follows_the_map() -> None:
-    def choose(radius: float, height: int, width: int) -> int | None:
-        return choose_working_size(map_from_radius(torch.full((1, 40, 60), radius)), height, width, 512)
+def choose(radius: float, height: int, width: int) -> int | None:
+    """The working size of an evenly blurred picture; radius in pixels of a long side of 512."""
+    return choose_working_size(map_from_radius(torch.full((1, 40, 60), radius)), height, width, 512)
 
+
+def test_auto_working_size_follows_the_map() -> None:
     assert choose(9.0, 1024, 700) is None, "small pictures are never reduced"
     assert choose(0.2, 4000, 6000) is None, "little blur needs no reduction"
     sizes = [choose(r, 4000, 6000) for r in (1.0, 1.5, 2.0, 3.0, 4.0)]
@@ -497,6 +547,22 @@ def test_auto_working_size_follows_the_map() -> None:
     mostly_sharp[:, :40, :40] = 0.99
     assert choose_working_size(mostly_sharp, 4000, 6000, 512) is None
     assert choose_working_size(torch.ones(1, 1, 1, 1), 4000, 6000, 512) == MIN_AUTO_SIZE
+
+
+@pytest.mark.parametrize(("share", "reduced"), [(0.05, False), (0.2, True)])
+def test_a_tenth_of_the_picture_decides_on_its_working_size(share: float, reduced: bool) -> None:
+    radius = torch.zeros(1, 1000, 1500)
+    radius[:, : round(1000 * share)] = 9.0
+    assert (choose_working_size(map_from_radius(radius), 4000, 6000, 512) is not None) == reduced
+
+
+def test_upright_pictures_are_reduced_like_wide_ones() -> None:
+    assert choose(2.0, 6000, 4000) == choose(2.0, 4000, 6000) is not None
+
+
+def test_no_picture_is_reduced_by_less_than_a_tenth() -> None:
+    """The blur of 10.5 pixels would ask for 0.95 of its size."""
+    assert choose(10.5 * 512 / 6000, 4000, 6000) is None and choose(12 * 512 / 6000, 4000, 6000) is not None
 
 
 def test_auto_working_size_is_used() -> None:
@@ -515,6 +581,15 @@ def test_frames_of_a_video_may_share_the_smallest_working_size(same: bool, width
     maps = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
     deblur(oracle, frames, defocus_map=maps, settings=settings)
     assert [condition[0].shape[-1] for condition in oracle.conditions] == widths
+
+
+def test_every_picture_has_tiles_of_its_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, in focus, keeps its size and is cut; the second is reduced to one tile."""
+    monkeypatch.setattr("rddm_core.memory.AUTO_TILE", 320)
+    oracle, maps = make_oracle(), torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
+    deblur(oracle, torch.full((2, 3, 64, 2048), 0.5), defocus_map=maps, settings=DeblurSettings(steps=1))
+    assert len(oracle.conditions) == len(oracle.first_maps) == len(plan_tiles(64, 2048, 320, 64)) + 1
+    assert oracle.conditions[-1][0].shape[-1] == 1024
 
 
 # --- callbacks
@@ -594,6 +669,15 @@ def test_previews_show_the_first_picture_and_end_with_the_result(size: tuple[int
     error = (previews[-1] - expected).abs()
     assert float(error.mean()) < (1e-6 if max(size) <= 512 else 0.03)
     assert not torch.equal(previews[0], previews[-1]) or len(previews) == 2
+
+
+def test_previews_stay_in_range_where_estimates_do_not() -> None:
+    previews: list[Tensor] = []
+    guess = 4 * picture(1, 3, 64, 256) - 1.5
+    watch = Callbacks(preview=previews.append)
+    sample_residual(make_oracle(), guess, picture(1, 1, 9, 9), steps=1, tile=128, callbacks=watch)
+    assert len(previews) == len(plan_tiles(64, 256, 128, 64)) > 1
+    assert all(0 <= float(preview.min()) and float(preview.max()) <= 1 for preview in previews)
 
 
 # --- errors

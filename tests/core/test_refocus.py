@@ -86,6 +86,13 @@ def test_progress_and_interrupts_come_within_a_picture(scene: Tensor) -> None:
     assert interrupts == [0, 1, 2, 3]
 
 
+def test_a_gradient_of_depth_is_cut_into_all_layers(scene: Tensor) -> None:
+    done: list[tuple[int, int]] = []
+    watch = Callbacks(progress=lambda *update: done.append(update))
+    refocus(scene[:1], torch.linspace(0, 1, 64).expand(1, 1, 48, 64), Lens(focus=0, radius=16), callbacks=watch)
+    assert done == [(n, LEVELS) for n in range(1, LEVELS + 1)]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
