@@ -334,7 +334,7 @@ def test_resolution_in_centimetres_is_told_in_inches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"bigtiff": True}], ids=str)
 def test_exif_of_every_kind_of_tiff(tmp_path: Path, options: dict[str, Any]) -> None:
-    """But of those both big-endian and of 64 bits, which Pillow does not open."""
+    """But the one that cannot be read."""
     tags = [(MAKE, 2, None, "Camera", True), (ORIENTATION, 3, 1, 6, True)]
     loaded = load_image(write(tmp_path / "a.tif", values(3), extratags=tags, **options))
     assert loaded.exif is not None and loaded.pixels.shape == (3, *reversed(SIZE))
