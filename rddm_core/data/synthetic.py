@@ -152,7 +152,8 @@ class RenderedPack:
     ) -> None:
         self.folder, self.photos, self.config, self.count, self.depths = folder, photos, config, count, depths
         folder.mkdir(parents=True, exist_ok=True)
-        described = {"render": asdict(config), "count": count, "photos": [_described(p) for p in (*photos, *depths)]}
+        sources: list[SharpPhoto | DepthPhoto] = [*photos, *depths]
+        described = {"render": asdict(config), "count": count, "photos": [_described(x) for x in sources]}
         description = folder / "render.json"
         if not description.exists():
             # Several processes may begin at once: all go on with the files of the first.
