@@ -53,7 +53,8 @@ class DataConfig:
 class Recipe:
     """One stage of training.
 
-    stage: `estimator` trains g by BCE; `joint` trains p, f and the guidance convolutions by Eq. 12 with g frozen;
+    stage: `estimator` trains g by BCE on true maps, which real pairs lack (`mixture.real` must be 0);
+    `joint` trains p, f and the guidance convolutions by Eq. 12 with g frozen;
     `pre_deblur` trains p alone, for a joint run with `freeze_pre_deblur` after it;
     `regression` trains the network in p's place alone, from picture to picture without a map: the yardstick.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniature import flat
 from PIL import Image
 
 from rddm_core.data.scenes import radius_field_from_depth, sample_aperture, sample_radius_field
@@ -283,12 +284,6 @@ class TestPack:
         config = replace(RENDER, depth_share=1.0)
         pack = RenderedPack(tmp_path / "pack", sources.sharp, config, 2, depths)
         assert np.array_equal(pack.sample(1), render_sample(sources.sharp, config, 1, depths))
-
-
-def flat(path: Path, level: int) -> Path:
-    """A picture of one grey of 0 to 255."""
-    Image.new("RGB", (60, 60), (level,) * 3).save(path)
-    return path
 
 
 class TestStream:

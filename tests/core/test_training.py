@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from miniature import write_recipe
+from miniature import flat, write_recipe
 from PIL import Image
 
 from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint, read_info
@@ -54,12 +54,6 @@ from rddm_core.training.train import (
 from rddm_core.training.validate import open_validation, validate_estimator, validate_joint, validate_pairs
 
 RECIPES = Path(__file__).parents[2] / "rddm_core" / "training" / "recipes"
-
-
-def flat(path: Path, level: int) -> Path:
-    """A picture of one grey of 0 to 255."""
-    Image.new("RGB", (80, 72), (level,) * 3).save(path)
-    return path
 
 
 def run_until_step_two(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

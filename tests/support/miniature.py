@@ -40,6 +40,12 @@ def write_collection(root: Path) -> Path:
     return root
 
 
+def flat(path: Path, level: int) -> Path:
+    """A picture of one grey of 0 to 255, as large as those of the collection; gives `path` back."""
+    Image.new("RGB", (80, 72), (level,) * 3).save(path)
+    return path
+
+
 def write_recipe(folder: Path, collection: Path, **changes: object) -> Path:
     """A joint run of four steps on the collection, but for the `changes`; the file lies in `folder`."""
     values: dict[str, object] = {
