@@ -67,7 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     with _logging_beside_progress_bars():
         try:
-            return args.run(args)
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            # Who read the output has left (`| head`): the rest goes nowhere, without a complaint at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except (CommandError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -434,6 +434,15 @@ def test_the_program_ends_with_the_code_of_the_command(monkeypatch: pytest.Monke
     assert stop.value.code == code and ended == ([code] if code > 1 else [])
 
 
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [sys.executable, "-m", "rddm_core", "info"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_precisions_agree_roughly(run, tmp_path: Path, dtype: str) -> None:  # type: ignore[no-untyped-def]
     source = photo(tmp_path / "a.png")
