@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .callbacks import Callbacks
+from .checks import check_map, check_picture
 from .optics import (
     Aperture,
     aperture_kernel,
@@ -63,7 +64,7 @@ def edge_defocus_map(image: Tensor, *, callbacks: Callbacks = Callbacks()) -> Te
     larger pictures are reduced, and reach MAX_EDGE_RADIUS. Where a picture has no edge at all the map is 0.
     Raises ValueError for what is no picture.
     """
-    _check_picture(image)
+    check_picture(image, "image")
     maps = []
     for b in range(len(image)):
         callbacks.check()
@@ -225,13 +226,13 @@ def deconvolve(
 
     Raises ValueError for inputs that do not fit.
     """
-    _check_picture(image)
+    check_picture(image, "image")
     if method not in ("wiener", "richardson_lucy"):
         raise ValueError(f"method must be 'wiener' or 'richardson_lucy', not {method!r}")
     for name, value in (("max_radius", max_radius), ("iterations", iterations), ("noise", noise)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a finite number > 0, not {value}")
-    _check_map(defocus_map, len(image))
+    check_map(defocus_map, len(image), "defocus_map")
     image = image.float()
     height, width = image.shape[-2:]
     scale = max(1.0, max(height, width) / WORKING_SIZE)
@@ -322,7 +323,7 @@ def unsharp_mask(image: Tensor, radius: float = 2.0, amount: float = 1.0) -> Ten
     [B, 3, H, W] -> [B, 3, H, W], the same everywhere: the sharpening of every photo editor. Raises ValueError for
     what is no picture, radius <= 0 or a negative amount.
     """
-    _check_picture(image)
+    check_picture(image, "image")
     if not (math.isfinite(radius) and radius > 0 and math.isfinite(amount) and amount >= 0):
         raise ValueError(f"radius must be > 0 and amount >= 0, not {radius} and {amount}")
     image = image.float()
@@ -338,26 +339,3 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     planes = F.pad(x.flatten(0, 1)[:, None], (half,) * 4, mode="replicate")
     blurred = F.conv2d(F.conv2d(planes, weights[None, None, None]), weights[None, None, :, None])
     return blurred[:, 0].unflatten(0, x.shape[:2])
-
-
-# ---------------------------------------------------------------- checks
-
-
-def _check_picture(image: Tensor) -> None:
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
-        shape = list(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image must be a tensor [B, 3, H, W] of at least one pixel, not {shape}")
-    _check_range(image, "image")
-
-
-def _check_map(defocus_map: Tensor, batch: int) -> None:
-    shape = list(defocus_map.shape)
-    if len(shape) != 4 or shape[1] != 1 or shape[0] not in (1, batch) or defocus_map.numel() == 0:
-        raise ValueError(f"defocus_map must be a tensor [B, 1, h, w] with B = {batch} or 1, not {shape}")
-    _check_range(defocus_map, "defocus_map")
-
-
-def _check_range(x: Tensor, name: str) -> None:
-    # NaN compares as False.
-    if not (x.is_floating_point() and bool(((x >= 0) & (x <= 1)).all())):
-        raise ValueError(f"{name} must be floating point in 0..1, without NaN: scale it, then clamp(0, 1)")

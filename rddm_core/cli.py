@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -601,6 +602,11 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Score the selected pairs; 0 only if all could be scored."""
+    with _stop_on_sigterm():
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from .evaluation.evaluate import METRICS, evaluate, find_pairs, format_table, summarise, write_csv, write_json
     from .evaluation.maps import find_masks
     from .evaluation.perceptual import PatchFID, lpips_metric
@@ -610,6 +616,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     from .metrics import MissingExtraError, require_extra
 
     settings = _settings(args)
+    _require_writable(args.csv, args.json, args.report)
     try:
         pairs = find_pairs(args.data, args.layout, args.where, args.limit)
         # What the report needs besides, now: found wanting afterwards, it would cost all that was measured.
@@ -637,16 +644,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     probe = (lambda blurred, sharp: {"radius": fitted_radius(blurred, sharp)}) if args.report else None
     method = combine([rddm_method(model, settings, rows), *peers])
-    results = _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs))
-    failed, failed_beside = sum(result.error is not None for result in results), 0
     steps = settings.steps or model.recommended_steps
-    print(f"{len(results) - failed} pairs, {steps} steps")
-    print(format_table(summarise(results, metrics), metrics))
-    totals = {row: {"fid": value} for row, value in fid.values().items()} if fid else {}
-    for row, figures in totals.items():
-        print(f"FID of {row}: {figures['fid']:.2f}")
     about = {
         "data": args.data.name,
+        "selected": len(pairs),
         "enlarge": args.enlarge,
         "where": dict(args.where),
         "model": args.model.name if args.model else "shipped weights",
@@ -656,10 +657,30 @@ def run_evaluate(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "version": __version__,
     }
-    if args.csv:
-        write_csv(args.csv, results, metrics)
-    if args.json:
-        write_json(args.json, results, about | ({"totals": totals} if totals else {}), metrics)
+    results: list[PairScores] = []
+    totals: dict[str, dict[str, float]] = {}
+
+    def write_figures() -> None:
+        if args.csv:
+            write_csv(args.csv, results, metrics)
+        if args.json:
+            write_json(args.json, results, about | ({"totals": totals} if totals else {}), metrics)
+
+    try:
+        _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs), results)
+    except KeyboardInterrupt:
+        if results:
+            write_figures()
+            _say(f"interrupted: {len(results)} of {len(pairs)} pairs are scored", error=True)
+        raise
+    failed, failed_beside = sum(result.error is not None for result in results), 0
+    print(f"{len(results) - failed} pairs, {steps} steps")
+    print(format_table(summarise(results, metrics), metrics))
+    if fid:
+        totals.update({row: {"fid": value} for row, value in fid.values().items()})
+    for row, figures in totals.items():
+        print(f"FID of {row}: {figures['fid']:.2f}")
+    write_figures()
     if crops is not None:
         # Sharp photographs by the result alone: every further row would cost as much as it does on the pairs.
         on_sharp = combine([rddm_method(model, settings, [MAIN_ROW]), *peers])
@@ -688,7 +709,9 @@ def _write_report(
     from .evaluation.report import write_report
 
     colour = [m for m in report.metrics if m.name in ("psnr", "colour_shift")]
-    scored = _collect(evaluate(sharp, on_sharp, colour), len(sharp), "sharp photographs") if sharp else []
+    scored: list[PairScores] = []
+    if sharp:
+        _collect(evaluate(sharp, on_sharp, colour), len(sharp), scored, "sharp photographs")
     failed = sum(result.error is not None for result in scored)
     report = replace(report, sharp=scored)
     if masks:
@@ -709,13 +732,24 @@ def _split_alone(where: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(column, value) for column, value in where if column == "split"]
 
 
-def _collect(scoring: Iterable[PairScores], total: int, unit: str = "pairs") -> list[PairScores]:
-    results = []
+def _collect(scoring: Iterable[PairScores], total: int, results: list[PairScores], unit: str = "pairs") -> None:
+    """Score, and append to `results`, so that what is done outlives an interruption."""
     for result in _progress(scoring, unit, total):
         results.append(result)
         if result.error is not None:
             _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
-    return results
+
+
+def _require_writable(*targets: Path | None) -> None:
+    """CommandError or OSError now, rather than after hours, where a result could not be written."""
+    for target in targets:
+        if target is None:
+            continue
+        if target.is_dir():
+            raise CommandError(f"{target} is a folder: name a file to write to")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
 
 
 def run_evaluate_maps(args: argparse.Namespace) -> int:
@@ -727,6 +761,7 @@ def run_evaluate_maps(args: argparse.Namespace) -> int:
     from .files import write_text
     from .metrics import MissingExtraError, require_extra
 
+    _require_writable(args.json)
     try:
         require_extra()
         photos = find_masks(args.masks, args.where, args.limit)

@@ -75,6 +75,23 @@ def remove_own_partials(folder: Path) -> None:
             partial.unlink()
 
 
+@contextmanager
+def lock(path: Path) -> Iterator[bool]:
+    """Hold the file `path`, which is made and stays, while the body runs; yields False where another process holds it.
+
+    It yields True as well where files cannot be locked. A kill ends the hold, whatever children live on.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        free = True
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                free = error.errno not in (errno.EACCES, errno.EAGAIN)
+        yield free
+
+
 def write_text(path: Path, text: str, keep: bool = False) -> None:
     """Write `text` as UTF-8, atomically; `keep` as in `atomic_target`."""
     with atomic_target(path, keep) as partial:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .callbacks import Callbacks
+from .checks import check_map, check_picture
 from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
 from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
 from .networks.deconvolution import CONTEXT
@@ -122,7 +123,7 @@ class DeblurResult:
 @torch.inference_mode()
 def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = Callbacks()) -> Tensor:
     """g: image [B, 3, H, W] -> defocus map [B, 1, H, W] in 0..1, 1 = out of focus."""
-    _check_picture(image, "image")
+    check_picture(image, "image")
     maps = []
     for b in range(len(image)):
         callbacks.check()
@@ -149,7 +150,7 @@ def pre_deblur(
     The map is resized to the image, and its radii grow with it (`map_scale`). `tile`: longest side of a tile in
     pixels, rounded up to a multiple of `model.stride`; None for the whole picture.
     """
-    _check_picture(image, "image")
+    check_picture(image, "image")
     image, defocus_map = image.float(), _fit_map(defocus_map, image, "defocus_map")
     tiles = plan_tiles(image.shape[-2], image.shape[-1], tile, model.stride)
     scale = map_scale(model.config.estimator.working_size, *image.shape[-2:])
@@ -178,7 +179,7 @@ def encode_guidance(
     features of its own would not agree with its neighbours. `tile`: the size of the tiles that must fit into memory,
     by which windows are made smaller too.
     """
-    _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
+    check_picture(pre_deblurred, "pre_deblurred", bounded=False)
     height, width = pre_deblurred.shape[-2:]
     windows = plan_windows(height, width, guidance_window(tile), GUIDANCE_CONTEXT, model.stride)
 
@@ -228,7 +229,7 @@ def sample_residual(
 
     Returns the residual [B, N, 3, H, W] in image units. Raises ValueError for inputs that do not fit.
     """
-    _check_picture(pre_deblurred, "pre_deblurred", bounded=False)
+    check_picture(pre_deblurred, "pre_deblurred", bounded=False)
     _check_sampling(steps, samples, eta)
     timesteps = _timesteps(model, steps, schedule)
     pre_deblurred = pre_deblurred.float()
@@ -353,9 +354,9 @@ def merge_residual(
     original, pre_deblurred, residual [B, 3, H, W]; mask [B or 1, 1, h, w] in 0..1, resized to the picture.
     Where strength * mask is 0 the original comes back bit for bit.
     """
-    _check_picture(original, "original")
+    check_picture(original, "original")
     for name, value in (("pre_deblurred", pre_deblurred), ("residual", residual)):
-        _check_picture(value, name, bounded=False)
+        check_picture(value, name, bounded=False)
         if value.shape != original.shape:
             raise ValueError(f"{name} is {list(value.shape)}, but the original is {list(original.shape)}")
     _check_strength(strength)
@@ -392,7 +393,7 @@ def deblur(
     """
     settings = settings or DeblurSettings()
     timesteps = _timesteps(model, settings.steps)  # too many are refused before any work
-    _check_picture(image, "image")
+    check_picture(image, "image")
     image = image.float()
     batch, _, height, width = image.shape
     seeds = _seeds(settings.seed, batch)
@@ -624,20 +625,11 @@ def _device(model: RDDM) -> torch.device:
     return next(model.denoiser.parameters()).device
 
 
-def _check_picture(image: Tensor, name: str, bounded: bool = True) -> None:
-    if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
-        raise ValueError(f"{name} must be a tensor [B, 3, H, W] of at least one pixel, not {_describe(image)}")
-    _check_values(image, name, bounded)
-
-
 def _fit_map(x: Tensor, image: Tensor, name: str) -> Tensor:
     """A map or mask, checked and resized to the picture: [B, 1, H, W] float32 on the picture's device."""
-    batch = len(image)
-    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 1 or len(x) not in (1, batch) or x.numel() == 0:
-        raise ValueError(f"{name} must be a tensor [B, 1, h, w] with B = {batch} or 1, not {_describe(x)}")
-    _check_values(x, name)
+    check_map(x, len(image), name)
     fitted = _resize(x.to(image.device, torch.float32), (image.shape[-2], image.shape[-1]))
-    return fitted.expand(batch, -1, -1, -1)
+    return fitted.expand(len(image), -1, -1, -1)
 
 
 def _check_guidance(model: RDDM, guidance: Sequence[Tensor], pre_deblurred: Tensor) -> None:
@@ -653,17 +645,6 @@ def _check_guidance(model: RDDM, guidance: Sequence[Tensor], pre_deblurred: Tens
         )
 
 
-def _check_values(x: Tensor, name: str, bounded: bool = True) -> None:
-    if not x.is_floating_point() or x.dtype.itemsize < 2 or x.layout != torch.strided:
-        what = f"{x.dtype}" if x.layout == torch.strided else f"{x.layout}"
-        raise ValueError(f"{name} must be floating point of 16 bits or more, not {what}: divide 8-bit values by 255.0")
-    low, high = (float(v) for v in x.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name} holds NaN or infinite values: replace them, e.g. with torch.nan_to_num")
-    if bounded and not (low >= 0 and high <= 1):
-        raise ValueError(f"{name} must lie in 0..1, not {low:.4g}..{high:.4g}: scale it, then clamp(0, 1)")
-
-
 def _check_outcome(x: Tensor, model: RDDM, what: str) -> None:
     if not bool(torch.isfinite(x).all()):
         dtype = next(model.denoiser.parameters()).dtype
@@ -673,10 +654,6 @@ def _check_outcome(x: Tensor, model: RDDM, what: str) -> None:
             if what == "residual":  # the one made of a picture that has no bounds
                 cure += ", unless pre_deblurred was far from 0..1"
         raise ValueError(f"the networks gave a {what} with NaN or infinite values in {dtype}: {cure}")
-
-
-def _describe(x: object) -> str:
-    return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _check_sampling(steps: int, samples: int, eta: float) -> None:

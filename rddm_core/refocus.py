@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .callbacks import Callbacks
+from .checks import check_map, check_picture
 from .classical import WORKING_SIZE
 from .optics import Aperture, map_from_radius, render_defocus
 
@@ -63,9 +64,9 @@ def refocus(image: Tensor, depth: Tensor, lens: Lens, *, callbacks: Callbacks = 
     Memory beside the inputs, measured as the growth of the resident set for one picture: 82 bytes per pixel of 6
     megapixels at a radius of 8, 103 for triangles of half of MAX_RADIUS on 3 megapixels (as of MAX_RADIUS on 12).
     """
+    check_picture(image, "image")
+    check_map(depth, len(image), "depth")
     batch, _, height, width = image.shape
-    if len(depth) not in (1, batch) or depth.shape[1] != 1:
-        raise ValueError(f"depth must be a tensor [B, 1, h, w] with B = {batch} or 1, not {list(depth.shape)}")
     scale = max(1.0, max(height, width) / WORKING_SIZE)
     pictures, maps = [], []
     for b in range(batch):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .memory import tile_size
 from .networks.model import RDDM
 from .pipeline import pre_deblur
 
@@ -25,5 +26,6 @@ def is_regression(provenance: dict[str, Any]) -> bool:
 
 
 def regress(model: RDDM, image: Tensor) -> Tensor:
-    """image [B, 3, H, W] -> restored [B, 3, H, W], both in 0..1; no map, no diffusion."""
-    return pre_deblur(model, image, torch.zeros_like(image[:, :1])).clamp(0, 1)
+    """image [B, 3, H, W] -> restored [B, 3, H, W], both in 0..1; no map, no diffusion. Large pictures in tiles."""
+    tile = tile_size("auto", image.shape[-2], image.shape[-1], model.config)
+    return pre_deblur(model, image, torch.zeros_like(image[:, :1]), tile=tile).clamp(0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,15 +80,23 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def read_rows(manifest: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a manifest; ValueError names the file and the columns it lacks."""
+    """The rows of a manifest, each with all of `columns`; ValueError names the file and what is wrong with it."""
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest} does not exist: point the recipe's data folder at the image collection")
-    with manifest.open(newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        missing = [c for c in columns if c not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{manifest} lacks the columns {', '.join(missing)}")
-        return list(reader)
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{manifest} is no text in UTF-8, save it as such: {error}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [c for c in columns if c not in (reader.fieldnames or [])]
+    if missing:
+        raise ValueError(f"{manifest} lacks the columns {', '.join(missing)}")
+    rows = []
+    for row in reader:
+        if short := [c for c in columns if row[c] is None]:
+            raise ValueError(f"{manifest}, line {reader.line_num}: nothing in the column {short[0]}")
+        rows.append(row)
+    return rows
 
 
 def sharp_photos(root: Path, split: str, segments: Path | None = None) -> list[SharpPhoto]:

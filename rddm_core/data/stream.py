@@ -78,8 +78,8 @@ class Sources:
     sharp: list[SharpPhoto]
     masked: list[MaskedPhoto]
     pair_maps: dict[Path, np.ndarray] = field(default_factory=dict)
-    """Defocus maps (uint8 [1, H, W]) of blurred photographs of pairs, estimated once from the whole photograph; their
-    radii count its pixels."""
+    """Defocus maps (uint8 [1, h, w] of any size) of blurred photographs of pairs, estimated once from the whole
+    photograph; their radii count its pixels."""
     photos: DecodedPhotos = field(default_factory=DecodedPhotos)
     """Every loader worker gets a copy, and so decodes and keeps its own."""
 
@@ -143,7 +143,9 @@ def draw_sample(sources: Sources, config: MixtureConfig, index: int) -> Sample:
         estimate = sources.pair_maps.get(pair.blurred)
         planes = np.concatenate((sources.photos[pair.blurred], sources.photos[pair.sharp]))
         if estimate is not None:
-            planes = np.concatenate((planes, estimate))
+            size = (planes.shape[2], planes.shape[1])
+            enlarged = np.array(Image.fromarray(estimate[0]).resize(size, Image.Resampling.BILINEAR))
+            planes = np.concatenate((planes, enlarged[None]))
         planes, scale = _random_scale(planes, config, rng, 0.6, 1.3)
         planes = _random_window(planes, config.crop, rng)
         blurred, sharp = planes[:3].astype(np.float32), planes[3:6].astype(np.float32)

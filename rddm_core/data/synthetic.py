@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from .sources import DepthPhoto, SharpPhoto, read_labels, read_rgb
 
 RADIUS_STEP = 1 / 16
 """Resolution, in pixels, of the radii stored in a pack."""
+LEAST_FREE = 64 << 20
+"""Bytes of its disk that a pack leaves free: more than the samples that processes render at the same time."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,8 @@ class RenderedPack:
     """Rendered samples kept in one memory-mapped file, so that later epochs cost a read.
 
     `folder` gets `samples.npy` (uint8 [count, 7, S, S]), `done.npy` (bool [count]) and `render.json` with what made
-    them; a folder made by another configuration, or of other photographs, is refused. Processes share it, whether they
-    are forked or get it pickled.
+    them; a folder made by another configuration, or of other photographs, is refused, and so is rendering on a full
+    disk (OSError). Processes share it, whether they are forked or get it pickled.
     """
 
     def __init__(
@@ -189,6 +192,17 @@ class RenderedPack:
         """Sample `index % count`, rendered on first use."""
         index %= self.count
         if not self.done[index]:
+            self._require_room()
             self.samples[index] = render_sample(self.photos, self.config, index, self.depths)
             self.done[index] = True
         return self.samples[index]
+
+    def _require_room(self) -> None:
+        """OSError while writing is still possible: a store into a mapped file that the disk has no room for kills."""
+        free = shutil.disk_usage(self.folder).free
+        if free < LEAST_FREE:
+            missing = int((~self.done).sum()) * self.samples[0].nbytes
+            raise OSError(
+                f"the disk of {self.folder} has {free / 1e6:.0f} MB left, and samples still to be rendered take up to "
+                f"{missing / 1e6:.0f} MB: make room, or begin anew with a smaller data.pack_count"
+            )

@@ -51,7 +51,8 @@ def select_rows(names: Sequence[str]) -> list[str]:
 
 
 def rddm_method(model: RDDM, settings: DeblurSettings, rows: Sequence[str] = DEFAULT_ROWS) -> Method:
-    """The rows of `select_rows`. Rows of this method are what `deblur` would write with the same settings.
+    """The rows of `select_rows`. Rows of this method are what `deblur` would write with the same settings; beside
+    `pre-deblurred`, which is kept, a `memory` budget leaves less for the tiles of `final`.
 
     - unsharp, wiener, richardson-lucy: `classical.py` with its defaults; the last two by the map of edges.
     - pre-deblurred: I_p alone. final: by `settings`, of several samples their mean. steps-N: in N steps.
@@ -63,7 +64,7 @@ def rddm_method(model: RDDM, settings: DeblurSettings, rows: Sequence[str] = DEF
     )
 
     def restore(blurred: Tensor) -> dict[str, Tensor]:
-        work = _Work(model, settings, blurred[None], drawn)
+        work = _Work(model, settings, blurred[None], drawn, "pre-deblurred" in rows)
         with _sharing(model):
             return {row: work.row(row) for row in rows}
 
@@ -85,7 +86,8 @@ def peer_method(name: str, path: Path, device: torch.device | str = "cpu") -> Me
     model = load_checkpoint(path, device=device)
 
     def restore(blurred: Tensor) -> dict[str, Tensor]:
-        return {name: regress(model, blurred[None])[0] if regression else deblur(model, blurred[None]).image[0]}
+        image = blurred[None]
+        return {name: (regress(model, image) if regression else deblur(model, image, keep_stages=False).image)[0]}
 
     return restore
 
@@ -98,8 +100,9 @@ def combine(methods: Sequence[Method]) -> Method:
 class _Work:
     """One picture [1, 3, H, W] and what several rows share."""
 
-    def __init__(self, model: RDDM, settings: DeblurSettings, image: Tensor, drawn: int) -> None:
-        self.model, self.settings, self.image, self.drawn = model, settings, image, drawn
+    def __init__(self, model: RDDM, settings: DeblurSettings, image: Tensor, drawn: int, keep_stages: bool) -> None:
+        self.model, self.settings, self.image = model, settings, image
+        self.drawn, self.keep_stages = drawn, keep_stages
 
     def row(self, name: str) -> Tensor:
         """The picture [3, H, W] of a row, or samples [N, 3, H, W]."""
@@ -107,22 +110,29 @@ class _Work:
             count = int(match[2])
             if match[1] == "mean":
                 return self.samples[:count]
-            settings = replace(self.settings, steps=count)
-            return deblur(self.model, self.image, settings=settings).image.mean(dim=0)
+            return self.mean(replace(self.settings, steps=count))
         return _PLAIN_ROWS[name](self)
 
     @cached_property
     def result(self) -> DeblurResult:
-        return deblur(self.model, self.image, settings=self.settings)
+        return deblur(self.model, self.image, settings=self.settings, keep_stages=self.keep_stages, mean=True)
+
+    def mean(self, settings: DeblurSettings, defocus_map: Tensor | None = None) -> Tensor:
+        """What the command `deblur` writes with these settings, [3, H, W]."""
+        result = deblur(
+            self.model, self.image, settings=settings, defocus_map=defocus_map, keep_stages=False, mean=True
+        )
+        return result.image[0]
 
     def pre_deblurred(self) -> Tensor:
         guess = self.result.pre_deblurred
-        assert guess is not None  # `deblur` keeps it, unless told otherwise
+        assert guess is not None  # kept where this row is asked for
         return guess[0]
 
     @cached_property
     def samples(self) -> Tensor:
-        return deblur(self.model, self.image, settings=replace(self.settings, samples=self.drawn)).image
+        settings = replace(self.settings, samples=self.drawn)
+        return deblur(self.model, self.image, settings=settings, keep_stages=False).image
 
     @cached_property
     def edge_map(self) -> Tensor:
@@ -141,12 +151,11 @@ class _Work:
         return deconvolve(self.image, self.edge_map, method=method, max_radius=MAX_TRAINED_RADIUS)[0]
 
     def with_map(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        defocus_map = change(estimate_defocus_map(self.model, self.image))
-        return deblur(self.model, self.image, settings=self.settings, defocus_map=defocus_map).image.mean(dim=0)
+        return self.mean(self.settings, change(estimate_defocus_map(self.model, self.image)))
 
     def without_guidance(self) -> Tensor:
         with _zeroed(self.model.guidance):
-            return deblur(self.model, self.image, settings=self.settings).image.mean(dim=0)
+            return self.mean(self.settings)
 
 
 _PLAIN_ROWS: Mapping[str, Callable[[_Work], Tensor]] = {
@@ -154,7 +163,7 @@ _PLAIN_ROWS: Mapping[str, Callable[[_Work], Tensor]] = {
     "wiener": lambda work: work.deconvolved("wiener"),
     "richardson-lucy": lambda work: work.deconvolved("richardson_lucy"),
     "pre-deblurred": _Work.pre_deblurred,
-    "final": lambda work: work.result.image.mean(dim=0),
+    "final": lambda work: work.result.image[0],
     "map-zeroed": lambda work: work.with_map(torch.zeros_like),
     "map-inverted": lambda work: work.with_map(lambda defocus_map: 1 - defocus_map),
     "guidance-zeroed": _Work.without_guidance,

@@ -35,7 +35,7 @@ class RDDM(nn.Module):
         self.denoiser = DenoisingNetwork(
             config.denoiser, config.guidance.width, config.diffusion.timesteps, config.attention_cell
         )
-        self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride)
+        self.stride = math.lcm(self.pre_deblur.stride, self.denoiser.stride, *self.guidance.strides)
         if config.attention_cell % self.stride:
             raise ValueError(f"attention_cell {config.attention_cell} must be a multiple of the stride {self.stride}")
         if config.attention_cell < MIN_ATTENTION_CELL:

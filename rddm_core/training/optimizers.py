@@ -101,14 +101,23 @@ def muon_parameters(model: RDDM, parameters: Sequence[nn.Parameter]) -> list[nn.
     return [
         p
         for name, p in model.named_parameters()
-        if id(p) in trained and p.ndim == 4 and p.shape[2] <= 2 and "intro" not in name and "outro" not in name
+        if id(p) in trained
+        and p.ndim == 4
+        and p.shape[2] <= 2
+        and not _is_vector(p)
+        and not any(layer in name for layer in ("intro", "outro", "classifier"))
     ]
+
+
+def _is_vector(p: Tensor) -> bool:
+    """Whether p has one number per channel, in whatever shape: biases, norms, and the blocks' beta and gamma."""
+    return p.numel() == max(p.shape, default=1)
 
 
 def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
     """Groups of an optimizer; `share` is what its learning rate is multiplied by.
 
-    Biases and the like do not decay. p by itself, like a regression, answers in units of the image, where residuals are
+    Vectors do not decay. p by itself, like a regression, answers in units of the image, where residuals are
     about 16 times smaller than the scaled ones of the denoiser: its last layer would move too fast at the same rate.
     """
     alone = recipe.stage in ("pre_deblur", "regression")
@@ -118,7 +127,7 @@ def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Re
         (1.0, [p for p in parameters if id(p) not in last]),
         (LAST_LAYER_SHARE, [p for p in parameters if id(p) in last]),
     ):
-        weights, rest = [p for p in chosen if p.ndim > 1], [p for p in chosen if p.ndim <= 1]
+        weights, rest = [p for p in chosen if not _is_vector(p)], [p for p in chosen if _is_vector(p)]
         groups += [
             {"params": part, "weight_decay": decay, "share": share}
             for part, decay in ((weights, recipe.weight_decay), (rest, 0.0))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from ..checkpoint import default_checkpoint_path, load_checkpoint, read_info, save_checkpoint
@@ -24,7 +25,7 @@ from ..data.sources import DepthPhoto, PhotoPair, check_sizes, depth_photos, foc
 from ..data.stream import Sample, Sources, TrainingStream
 from ..data.synthetic import RenderedPack
 from ..diffusion import make_alpha_bars
-from ..files import atomic_target, write_text
+from ..files import atomic_target, lock, write_text
 from ..networks.guidance import load_backbone_weights
 from ..networks.model import RDDM
 from ..optics import scale_map
@@ -178,18 +179,32 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
     last validation) and best.safetensors (of the best one on real dev pairs), train.csv, validation.csv, sheets/.
     Raises FileExistsError and ValueError where the folder holds a run that must not be lost or changed, as
     `check_folder` says, ValueError where it was left by another number of processes or is not the same one for all of
-    them, ValueError and OSError where the data is of no use (`open_validation`, `open_sources`).
+    them, ValueError and OSError where the data is of no use (`open_validation`, `open_sources`), FileExistsError where
+    another process trains the recipe.
     """
     from accelerate import Accelerator
 
     recipe = load_recipe(Path(config_path))
     accelerator = Accelerator(mixed_precision=precision_for(recipe))
+    if not accelerator.is_main_process:
+        return _run(recipe, accelerator, minutes, resume)
+    with lock(runs_folder() / f".{recipe.name}.lock") as free:
+        if not free:
+            raise FileExistsError(
+                f"{runs_folder() / recipe.name} is being trained by another process: wait for its end, or end it"
+            )
+        return _run(recipe, accelerator, minutes, resume)
+
+
+def _run(recipe: Recipe, accelerator: Accelerator, minutes: float | None, resume: bool) -> Path:
+    """`run` as one of its processes."""
     folder = runs_folder() / recipe.name
     state_path = folder / "state.pt"
     check_folder(folder, recipe, resume)
     validation = open_validation(recipe)
     state = load_state(state_path, accelerator.num_processes) if resume and state_path.exists() else None
     model = build_model(recipe) if state is None else restore_model(state, recipe)
+    check_crop(recipe, model.stride)
     parameters = select_trainable(model, recipe)
     objective = Objective(model, recipe, accelerator.num_processes).to(memory_format=torch.channels_last)
     # Placed on its device first: averages and restored moments follow the parameters.
@@ -208,7 +223,7 @@ def run(config_path: Path, minutes: float | None = None, resume: bool = False) -
         best = max(state["best"], stored_score(folder / "best.safetensors"))
     check_common_step(accelerator, step)
     sources = open_sources(recipe)
-    if recipe.stage in ("joint", "pre_deblur"):
+    if recipe.stage in ("joint", "pre_deblur") and recipe.mixture.real > 0:
         sources.pair_maps.update(estimate_pair_maps(model, sources.pairs))
     stream = TrainingStream(
         sources, recipe.mixture, recipe.batch, step, accelerator.process_index, accelerator.num_processes
@@ -434,14 +449,18 @@ def transfer_weights(source: RDDM, target: RDDM, parts: Sequence[str] = ()) -> l
 
 
 def estimate_pair_maps(model: RDDM, pairs: list[PhotoPair]) -> dict[Path, np.ndarray]:
-    """The estimator's map (uint8 [1, H, W]) of every blurred photograph of `pairs`, as p and f get it in use."""
+    """The estimator's map (uint8 [1, h, w], no larger than the estimator sees) of every blurred photograph of `pairs`,
+    with the radii that p and f get in use."""
     model.eval()
     maps = {}
     for pair in pairs:
         blurred = to_tensor(read_rgb(pair.blurred))
         factor = map_scale(model.config.estimator.working_size, blurred.shape[-2], blurred.shape[-1])
-        estimate = scale_map(estimate_defocus_map(model, blurred)[0], factor)
-        maps[pair.blurred] = (estimate * 255).round().to("cpu", torch.uint8).numpy()
+        estimate = scale_map(estimate_defocus_map(model, blurred), factor)
+        if factor > 1:  # enlarged for the picture: a larger collection's would not fit into memory
+            size = [max(1, round(n / factor)) for n in estimate.shape[-2:]]
+            estimate = F.interpolate(estimate, size=size, mode="area")
+        maps[pair.blurred] = (estimate[0] * 255).round().to("cpu", torch.uint8).numpy()
     return maps
 
 
@@ -504,17 +523,34 @@ def open_sources(recipe: Recipe) -> Sources:
     return sources
 
 
+def check_crop(recipe: Recipe, stride: int) -> None:
+    """ValueError for crops that p and f cannot take, or that are larger than the rendered samples they are cut from."""
+    crop, size = recipe.mixture.crop, recipe.data.render.size
+    if recipe.stage != "estimator" and crop % stride:
+        raise ValueError(f"mixture.crop must be a multiple of {stride} pixels for these networks, not {crop}")
+    if recipe.mixture.synthetic > 0 and recipe.mixture.enlarge <= 1 and crop > size:
+        raise ValueError(
+            f"mixture.crop is {crop}, but data.render.size {size}: render samples at least as large as the crops, or "
+            "let mixture.enlarge be above 1"
+        )
+
+
 def check_material(recipe: Recipe, sources: Sources) -> None:
     """What a loader worker would stumble over, told before the training.
 
-    Raises ValueError for a share of the mixture that has nothing to be drawn from or, for the estimator, no true maps,
-    and for partners of unequal size; OSError for one that cannot be read.
+    Raises ValueError for a share of the mixture that has nothing to be drawn from or nothing that the stage could learn
+    by, and for partners of unequal size; OSError for one that cannot be read.
     """
     mixture = recipe.mixture
     if recipe.stage == "estimator" and mixture.real > 0:
         raise ValueError(
             f"mixture.real is {mixture.real}, but the estimator learns from true maps, and real pairs have none: "
             "set it to 0"
+        )
+    if recipe.stage != "estimator" and mixture.masks > 0:
+        raise ValueError(
+            f"mixture.masks is {mixture.masks}, but masked photographs have no sharp partner for the stage "
+            f"{recipe.stage!r} to learn from: set it to 0"
         )
     for share, folder, found in (
         ("synthetic", "sharp", sources.pack is not None),

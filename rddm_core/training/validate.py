@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..data.datasets import dataset_masks, dataset_pairs
 from ..data.sources import MaskedPhoto, PhotoPair, check_sizes, read_mask, read_rgb
 from ..files import atomic_target
+from ..memory import tile_size
 from ..metrics import psnr_8bit
 from ..networks.model import RDDM
 from ..pipeline import estimate_defocus_map, pre_deblur, sample_residual
@@ -77,10 +78,12 @@ def validate_joint(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None) 
 
     def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         defocus_map = estimate_defocus_map(model, image)
-        guess = pre_deblur(model, image, defocus_map)
+        tile = tile_size("auto", image.shape[-2], image.shape[-1], model.config)
+        guess = pre_deblur(model, image, defocus_map, tile=tile)
         results = {"pre": guess}
         for n in steps:
-            results[f"steps{n}"] = guess + sample_residual(model, guess, defocus_map, seed=0, steps=n)[:, 0]
+            residual = sample_residual(model, guess, defocus_map, seed=0, steps=n, tile=tile)
+            results[f"steps{n}"] = guess + residual[:, 0]
         return results, (defocus_map.expand_as(image), guess, results[f"steps{steps[-1]}"])
 
     figures = validate_pairs(pairs, sheet, restore)
@@ -92,7 +95,8 @@ def validate_pre_deblur(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | N
 
     def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         defocus_map = estimate_defocus_map(model, image)
-        guess = pre_deblur(model, image, defocus_map)
+        tile = tile_size("auto", image.shape[-2], image.shape[-1], model.config)
+        guess = pre_deblur(model, image, defocus_map, tile=tile)
         return {"pre": guess}, (defocus_map.expand_as(image), guess)
 
     figures = validate_pairs(pairs, sheet, restore)

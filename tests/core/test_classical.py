@@ -226,10 +226,10 @@ def test_interrupts_pass(sign: Tensor) -> None:
     ("change", "message"),
     [
         ({"image": torch.rand(3, 8, 8)}, r"image must be a tensor \[B, 3, H, W\]"),
-        ({"image": torch.rand(1, 3, 8, 8) * 255}, "image must be floating point in 0..1"),
-        ({"image": torch.full((1, 3, 8, 8), torch.nan)}, "without NaN"),
+        ({"image": torch.rand(1, 3, 8, 8) * 255}, "image must lie in 0..1"),
+        ({"image": torch.full((1, 3, 8, 8), torch.nan)}, "image holds NaN"),
         ({"defocus_map": torch.rand(3, 1, 8, 8)}, "defocus_map must be a tensor"),
-        ({"defocus_map": torch.full((1, 1, 8, 8), torch.inf)}, "defocus_map must be floating point in 0..1"),
+        ({"defocus_map": torch.full((1, 1, 8, 8), torch.inf)}, "defocus_map holds NaN or infinite"),
         ({"method": "magic"}, "method must be 'wiener' or 'richardson_lucy'"),
         ({"max_radius": 0.0}, "max_radius must be a finite number > 0"),
         ({"iterations": 0}, "iterations must be"),

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +146,18 @@ class TestSources:
         with pytest.raises(ValueError, match="lacks the columns sharp, split"):
             photo_pairs(tmp_path, "train")
 
+    def test_a_manifest_as_spreadsheets_save_it_is_read(self, tmp_path):
+        (tmp_path / "manifest.csv").write_text("blur,sharp,split\nb.png,s.png,train\n", encoding="utf-8-sig")
+        assert [pair.blurred.name for pair in photo_pairs(tmp_path, "train")] == ["b.png"]
+
+    def test_a_row_that_ends_early_and_another_encoding_name_the_file(self, tmp_path):
+        (tmp_path / "manifest.csv").write_text("blur,sharp,split\nb.png,s.png,train\nb.png\n")
+        with pytest.raises(ValueError, match=r"manifest\.csv, line 3: nothing in the column sharp"):
+            photo_pairs(tmp_path, "train")
+        (tmp_path / "manifest.csv").write_text("blur,sharp,split\nblüte.png,s.png,train\n", encoding="latin-1")
+        with pytest.raises(ValueError, match=r"manifest\.csv is no text in UTF-8"):
+            photo_pairs(tmp_path, "train")
+
 
 class TestScenes:
     @pytest.mark.parametrize("seed", range(30))
@@ -244,6 +257,15 @@ class TestPack:
         with pytest.raises(ValueError, match="another configuration"):
             RenderedPack(tmp_path, sources.sharp, replace(RENDER, seed=5), 3)
         RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+
+    def test_a_full_disk_is_told_before_a_store_would_kill(self, sources, tmp_path, monkeypatch):
+        pack = RenderedPack(tmp_path, sources.sharp, RENDER, 3)
+        pack.sample(0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
+        assert pack.sample(0).any()
+        with pytest.raises(OSError, match=r"has 5 MB left.* smaller data\.pack_count"):
+            pack.sample(1)
+        assert not pack.done[1]
 
     def test_a_pickled_pack_shares_the_files(self, sources, tmp_path):
         """As loader workers get it that are not forked."""

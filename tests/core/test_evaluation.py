@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -280,6 +282,38 @@ def test_command_exits_with_1_where_pairs_fail(
     assert main(["evaluate", str(manifest), "--steps", "1301", "--model", str(tiny_checkpoint)]) == 1
     shown = capsys.readouterr()
     assert "--steps must be at most 1300" in shown.err and not shown.out  # before any pair
+
+
+def test_an_interrupted_command_keeps_what_it_has_scored(
+    manifest: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(pairs: list[Pair], *arguments: Any) -> Iterator[PairScores]:
+        yield from evaluate(pairs[:1], *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rddm_core.evaluation.evaluate.evaluate", stopped)
+    files = ["--csv", str(tmp_path / "scores.csv"), "--json", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(manifest), "--model", str(tiny_checkpoint), *files]) == 130
+    assert "1 of 4 pairs are scored" in capsys.readouterr().err
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert (document["selected"], document["pairs"]) == (4, 1)
+    with (tmp_path / "scores.csv").open(newline="") as handle:
+        assert {line["blur"] for line in csv.DictReader(handle)} == {"data/b10.png"}
+
+
+@pytest.mark.parametrize("option", ["--csv", "--json", "--report"])
+def test_command_refuses_what_it_could_not_write_before_the_work(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setattr("rddm_core.evaluation.evaluate.evaluate", lambda *_: pytest.fail("scored"))
+    (tmp_path / "a file").touch()
+    for target, message in ((tmp_path, "is a folder: name a file"), (tmp_path / "a file" / "x", "a file")):
+        assert main(["evaluate", str(manifest), option, str(target)]) == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [["--where", "split"], ["--limit", "0"], ["--steps", "-1"]])

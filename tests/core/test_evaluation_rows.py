@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from rddm_core.evaluation.rows import (
 )
 from rddm_core.images import save_image
 from rddm_core.networks.model import RDDM
-from rddm_core.pipeline import DeblurSettings, deblur, estimate_defocus_map, pre_deblur
+from rddm_core.pipeline import DeblurResult, DeblurSettings, deblur, estimate_defocus_map, pre_deblur
 
 SIZE = (3, 40, 48)
 
@@ -55,6 +56,23 @@ def test_rows_are_the_pipeline_s_pictures(model: RDDM, picture: Tensor) -> None:
         expected = deblur(model, picture[None], settings=DeblurSettings(samples=2, seed=3, steps=n)).image.mean(dim=0)
         assert torch.equal(rows[f"steps-{n}"], expected)
     assert not torch.equal(rows["steps-1"], rows["steps-3"])
+
+
+def test_a_budget_buys_the_tiles_that_it_buys_deblur(
+    model: RDDM, picture: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not looked at is not kept."""
+    kept: list[tuple[bool, bool]] = []
+
+    def look(*arguments: Any, keep_stages: bool = True, mean: bool = False, **options: Any) -> DeblurResult:
+        kept.append((keep_stages, mean))
+        return deblur(*arguments, keep_stages=keep_stages, mean=mean, **options)
+
+    monkeypatch.setattr("rddm_core.evaluation.rows.deblur", look)
+    rddm_method(model, DeblurSettings(), ["final", "steps-2", "map-zeroed", "guidance-zeroed"])(picture)
+    assert kept == [(False, True)] * 4
+    rddm_method(model, DeblurSettings(), ["default"])(picture)
+    assert kept[4:] == [(True, True)]
 
 
 def test_rows_of_samples_share_their_first_ones(model: RDDM, picture: Tensor) -> None:

@@ -352,6 +352,14 @@ def test_an_attention_cell_off_the_strides_is_refused():
         RDDM(replace(small(lite()), attention_cell=96))
 
 
+def test_guidance_off_the_attention_cells_is_refused():
+    """Features of a tile would not begin where the tile does."""
+    config = small(lite())
+    for reduction in (3, 8):
+        with pytest.raises(ValueError, match="attention_cell 64 must be a multiple of the stride"):
+            RDDM(replace(config, guidance=replace(config.guidance, reduction=reduction)))
+
+
 def test_an_attention_cell_within_the_zone_of_tiles_is_refused():
     """Tiles would cover more than their guidance."""
     assert MIN_ATTENTION_CELL == FEATHER

@@ -130,8 +130,15 @@ def test_every_trained_parameter_has_one_optimizer(tiny_config):
     names = {id(p): name for name, p in model.named_parameters()}
     chosen = {names[id(p)] for p in muon.param_groups[0]["params"]}
     assert {"denoiser.encoders.0.0.expand.weight", "denoiser.downs.0.conv.weight"} <= chosen
-    assert not any("intro" in name or "outro" in name or "mixer.weight" in name for name in chosen)
+    others = ("intro", "outro", "mixer.weight", "beta", "gamma")
+    assert not any(other in name for name in chosen for other in others)
     assert [p for p in muon_parameters(model, parameters[:3]) if id(p) not in {id(q) for q in parameters[:3]}] == []
+
+
+def test_the_last_layer_of_the_estimator_is_left_to_adamw(tiny_config):
+    model, recipe = RDDM(tiny_config), Recipe("x", "estimator", optimizer="muon")
+    chosen = {id(p) for p in muon_parameters(model, select_trainable(model, recipe))}
+    assert chosen and id(model.estimator.segformer.decode_head.classifier.weight) not in chosen
 
 
 @pytest.mark.parametrize("stage", ["joint", "regression"])
@@ -139,7 +146,8 @@ def test_weights_decay_and_biases_do_not(tiny_config, stage):
     model, recipe = RDDM(tiny_config), Recipe("x", stage, optimizer="muon", weight_decay=0.02)
     adamw, muon = make_optimizers(model, select_trainable(model, recipe), recipe)
     for group in adamw.param_groups:
-        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.02}
+        # One number per channel, as the blocks' beta and gamma [1, C, 1, 1] have it, is a vector in any shape.
+        assert {p.numel() > max(p.shape) for p in group["params"]} == {group["weight_decay"] == 0.02}
         assert group["weight_decay"] in (0.0, 0.02)
     assert [group["weight_decay"] for group in muon.param_groups] == [0.02]
 

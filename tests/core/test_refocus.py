@@ -108,6 +108,15 @@ def test_a_lens_that_cannot_be(values: dict[str, float], message: str) -> None:
         Lens(**values)  # type: ignore[arg-type]
 
 
-def test_depth_for_other_pictures(scene: Tensor) -> None:
-    with pytest.raises(ValueError, match="depth must be a tensor .* with B = 2 or 1"):
-        refocus(scene, torch.zeros(3, 1, 48, 64), Lens())
+@pytest.mark.parametrize(
+    ("pictures", "depth", "message"),
+    [
+        (1.0, torch.zeros(3, 1, 48, 64), "depth must be a tensor .* with B = 2 or 1"),
+        (1.0, torch.full((1, 1, 48, 64), math.nan), "depth holds NaN"),
+        (1.0, torch.full((1, 1, 48, 64), 60.0), "depth must lie in 0..1, not 60..60"),  # metres
+        (255.0, torch.zeros(1, 1, 48, 64), "image must lie in 0..1"),
+    ],
+)
+def test_inputs_that_do_not_fit(scene: Tensor, pictures: float, depth: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refocus(scene * pictures, depth, Lens())

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from rddm_core.checkpoint import default_checkpoint_path, load_checkpoint, read_
 from rddm_core.config import DenoiserConfig, GuidanceConfig, config_to_dict, lite, nafnet, override, preset
 from rddm_core.data.sources import MaskedPhoto, PhotoPair, photo_pairs
 from rddm_core.data.stream import MixtureConfig, Sources, draw_sample
+from rddm_core.data.synthetic import RenderConfig
 from rddm_core.diffusion import make_alpha_bars, q_sample
 from rddm_core.evaluation.rows import peer_method
 from rddm_core.networks.deformable import DeformableConv
@@ -30,15 +32,17 @@ from rddm_core.networks.model import RDDM
 from rddm_core.optics import scale_map
 from rddm_core.pipeline import estimate_defocus_map, pre_deblur
 from rddm_core.regression import is_regression, regress
+from rddm_core.training import validate
 from rddm_core.training.logs import RunLog
 from rddm_core.training.losses import estimate_training_map, joint_loss, sample_timesteps, sample_weights
-from rddm_core.training.recipe import Recipe, load_recipe
+from rddm_core.training.recipe import DataConfig, Recipe, load_recipe
 from rddm_core.training.train import (
     MAP_SCALES,
     MovingAverage,
     Objective,
     build_model,
     check_common_step,
+    check_crop,
     check_folder,
     estimate_pair_maps,
     learning_rate,
@@ -714,6 +718,25 @@ def test_maps_of_pairs_count_pixels_of_the_crop_as_in_use(tiny_config, collectio
     assert len(seen) > 5 and min(seen) < whole < max(seen) <= largest + 0.01
 
 
+def test_maps_of_large_photographs_are_kept_as_small_as_the_estimator_sees_them(tiny_config, tmp_path):
+    """Thousands of them would not fit into memory otherwise."""
+    pairs = [PhotoPair(flat(tmp_path / "b.png", 90, (256, 128)), flat(tmp_path / "s.png", 90, (256, 128)), "x/1")]
+    maps = estimate_pair_maps(RDDM(tiny_config), pairs)
+    assert maps[pairs[0].blurred].shape == (1, 32, 64) and tiny_config.estimator.working_size == 64
+
+
+def test_large_photographs_are_validated_in_tiles(tiny_config, tmp_path, monkeypatch):
+    size, pictures = (160, 96), []
+    pair = PhotoPair(flat(tmp_path / "b.png", 90, size), flat(tmp_path / "s.png", 95, size), "x/1")
+    model = RDDM(tiny_config)
+    model.pre_deblur.register_forward_hook(lambda _, inputs, __: pictures.append(tuple(inputs[0].shape[-2:])))
+    monkeypatch.setattr("rddm_core.memory.AUTO_TILE", 64)
+    for check in (validate.validate_joint, validate.validate_pre_deblur, validate.validate_regression):
+        pictures.clear()
+        check(model, [pair], None)
+        assert len(pictures) > 1 and max(max(p) for p in pictures) <= 128
+
+
 def test_a_frozen_pre_deblur_module_stays_as_it_was(runs, narrow_networks, collection, tmp_path):
     first = run(write_recipe(tmp_path, collection, name="first"))
     second = run(write_recipe(tmp_path, collection, start_from="first", freeze_pre_deblur=True, rebuild=True))
@@ -758,7 +781,8 @@ def test_a_share_without_material_is_refused_by_name(runs, collection, tmp_path)
     for share, field in empty.items():
         mixture = dict.fromkeys(empty, 0.0) | {share: 0.3}
         data = {"root": str(collection), "segments": "", "pack_count": 4}
-        recipe = write_recipe(tmp_path, collection, data=data | {field: ""}, mixture=mixture)
+        stage = "estimator" if share == "masks" else "joint"
+        recipe = write_recipe(tmp_path, collection, stage=stage, data=data | {field: ""}, mixture=mixture)
         with pytest.raises(ValueError, match=rf"mixture\.{share} is 0\.3, but data\.{field} \(''\) has nothing"):
             open_sources(load_recipe(recipe))
 
@@ -767,6 +791,49 @@ def test_an_estimator_gets_no_pairs_whose_maps_nobody_knows(runs, collection, tm
     recipe = load_recipe(write_recipe(tmp_path, collection, stage="estimator", mixture={"masks": 1.0, "real": 0.2}))
     with pytest.raises(ValueError, match=r"mixture\.real is 0\.2, but the estimator learns from true maps"):
         open_sources(recipe)
+
+
+def test_only_an_estimator_learns_from_photographs_without_a_sharp_partner(runs, collection, tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path, collection, mixture={"masks": 0.2}))
+    with pytest.raises(ValueError, match=r"mixture\.masks is 0\.2, but masked photographs have no sharp partner"):
+        open_sources(recipe)
+
+
+@pytest.mark.parametrize(
+    ("stage", "mixture", "render", "message"),
+    [
+        ("joint", {"crop": 200}, {}, "crop must be a multiple of 64 pixels for these networks, not 200"),
+        ("joint", {"crop": 320, "synthetic": 0.5}, {}, r"crop is 320, but data\.render\.size 288"),
+        ("joint", {"crop": 320, "synthetic": 0.5, "enlarge": 1.2}, {}, None),
+        ("joint", {"crop": 320, "synthetic": 0.0}, {}, None),
+        ("joint", {"crop": 320, "synthetic": 0.5}, {"size": 320}, None),
+        ("estimator", {"crop": 200}, {}, None),
+    ],
+)
+def test_crops_fit_the_networks_and_the_rendered_samples(stage, mixture, render, message):
+    recipe = Recipe("x", stage, mixture=MixtureConfig(**mixture), data=DataConfig(render=RenderConfig(**render)))
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_crop(recipe, stride=64)
+
+
+def test_a_crop_that_cannot_be_is_refused_before_the_work(runs, narrow_networks, collection, tmp_path):
+    with pytest.raises(ValueError, match="crop must be a multiple of"):
+        run(write_recipe(tmp_path, collection, mixture={"crop": 72}))
+    assert not (runs / "tiny").exists()
+
+
+def test_a_run_has_one_trainer(runs, narrow_networks, collection, tmp_path):
+    recipe = write_recipe(tmp_path, collection)
+    script = "import sys\nfrom pathlib import Path\nfrom rddm_core.files import lock\n"
+    script += "with lock(Path(sys.argv[1])) as free:\n    print(free, flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(runs / ".tiny.lock")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=subprocess_environment(), **pipes) as other:
+        assert other.stdout.readline() == "True\n"
+        with pytest.raises(FileExistsError, match="tiny is being trained by another process"):
+            run(recipe)
+        other.kill()
+    run(recipe)
 
 
 def test_photographs_with_little_sharp_texture_are_rendered_but_no_targets(runs, collection, tmp_path):

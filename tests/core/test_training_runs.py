@@ -109,6 +109,13 @@ def test_maps_of_pairs_are_made_where_the_networks_see_maps(
     assert bool(calls) is asked
 
 
+def test_no_maps_are_made_of_pairs_that_no_sample_shows(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "estimate_pair_maps", lambda *_: pytest.fail("asked for"))
+    run(recipe(stage="joint", mixture={**PAIRS, "real": 0.0, "identity": 1.0}), minutes=0)
+
+
 def test_the_time_of_a_run_that_goes_on_is_added_up(
     recipe: Callable[..., Path], state: Callable[[], dict[str, Any]], runs: Path
 ) -> None:

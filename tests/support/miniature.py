@@ -40,9 +40,9 @@ def write_collection(root: Path) -> Path:
     return root
 
 
-def flat(path: Path, level: int) -> Path:
+def flat(path: Path, level: int, size: tuple[int, int] = (80, 72)) -> Path:
     """A picture of one grey of 0 to 255, as large as those of the collection; gives `path` back."""
-    Image.new("RGB", (80, 72), (level,) * 3).save(path)
+    Image.new("RGB", size, (level,) * 3).save(path)
     return path
 
 
