@@ -118,7 +118,7 @@ def lite() -> RDDMConfig:
         name="lite",
         guidance=GuidanceConfig(reduction=2),
         denoiser=DenoiserConfig(
-            encoder_blocks=(8, 10, 4, 3),
+            encoder_blocks=(14, 16, 4, 3),
             decoder_blocks=(3, 3, 1, 1),
             deconvolution_radii=(1.0, 1.8, 3.0, 4.5, 6.5, 9.0),
             overlap=True,
@@ -153,8 +153,8 @@ def paper() -> RDDMConfig:
 
 
 def nafnet() -> RDDMConfig:
-    """A plain NAFNet U-Net (Chen et al. 2022) in p's place, about as large as `lite`'s denoiser, to compare with:
-    regression from picture to picture (`regression.py`). The other networks are small, and of no use."""
+    """A plain NAFNet U-Net (Chen et al. 2022) in p's place, about two thirds as large as `lite`'s denoiser, to compare
+    with: regression from picture to picture (`regression.py`). The other networks are small, and of no use."""
     depthwise: tuple[Mixer, ...] = ("depthwise",) * 5
     return RDDMConfig(
         name="nafnet",

@@ -210,7 +210,7 @@ def pre_deblur_names() -> Iterator[str]:
 def denoiser_names() -> Iterator[str]:
     yield from affine("intro", "outro", "time.hidden", "time.out", "state_intro")
     yield from ("deconvolution_intro.weight", "overlap.weight")
-    for level, (before, after) in enumerate(zip((8, 10, 4, 3), (3, 3, 1, 1), strict=True)):
+    for level, (before, after) in enumerate(zip((14, 16, 4, 3), (3, 3, 1, 1), strict=True)):
         yield from affine(f"downs.{level}.conv", f"state_gates.{level}")
         yield f"ups.{level}.conv.weight"
         for i in range(before):

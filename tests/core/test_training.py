@@ -772,7 +772,7 @@ def test_pre_deblur_is_trained_alone(runs, narrow_networks, collection, tmp_path
 
 def test_the_yardstick_is_about_as_large_as_the_denoiser():
     sizes = [sum(p.numel() for p in part.parameters()) for part in (RDDM(nafnet()).pre_deblur, RDDM(lite()).denoiser)]
-    assert 0.7 < sizes[0] / sizes[1] < 1.4
+    assert 0.6 < sizes[0] / sizes[1] < 1.6
     assert not any(isinstance(m, DeformableConv) for m in RDDM(nafnet()).pre_deblur.modules())
 
 
