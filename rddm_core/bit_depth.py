@@ -25,6 +25,7 @@ from .planes import Block, strips
 PNG_XMP = "XML:com.adobe.xmp"
 """Keyword of the text that an XMP packet is in a PNG."""
 INSTALL = "pip install tifffile imagecodecs"
+_SUBFILE, _COLOUR_FILTERS, _LINEAR_RAW = 254, 32803, 34892
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 259, 262, 339
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
 _FLOATING_POINT = 3
@@ -86,6 +87,14 @@ def tiff_directory(handle: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | 
     except Exception:  # damaged in one of many ways: Pillow will say which
         return None
     return directory
+
+
+def is_raw(directory: Mapping[int, Any]) -> bool:
+    """Whether a TIFF with these tags of its first page is what a camera's sensor saw, or begins with a small preview of
+    it, as many raw files do."""
+    kind = directory.get(_SUBFILE)
+    reduced = isinstance(kind, int) and kind & 1
+    return bool(reduced) or directory.get(_PHOTOMETRIC) in (_COLOUR_FILTERS, _LINEAR_RAW)
 
 
 def is_deep_tiff(directory: Mapping[int, Any]) -> bool:

@@ -545,7 +545,7 @@ def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]
             if not pictures:
                 failed[path] = f"no pictures ({', '.join(FORMAT_OF_EXTENSION)}) directly in this folder"
             elif len(pictures) < len(files):
-                _say(f"{path}: {len(files) - len(pictures)} files that are no pictures are left out")
+                _say(f"{path}: {len(files) - len(pictures)} files of other kinds are left out")
         elif path.is_file():
             pictures = [path]
         else:

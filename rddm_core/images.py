@@ -43,6 +43,11 @@ FORMAT_OF_EXTENSION = {
 }
 """What is read and written. Content decides when reading, the extension when writing."""
 
+_RAW_EXTENSIONS = frozenset(
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .raw .rw2 .sr2 .srf "
+    ".srw .x3f".split()
+)
+"""Many begin with a preview that reads as a picture, and is a small one."""
 # Named formats only: some of Pillow's other readers start external programs.
 _READ_FORMATS = tuple(sorted(set(FORMAT_OF_EXTENSION.values())))
 _MAX_SIDE = {"JPEG": 65500, "WEBP": 16383}
@@ -238,6 +243,8 @@ def _why_no_file(path: Path) -> str:
 def _read(path: Path, max_pixels: int) -> LoadedImage:
     with path.open("rb") as handle:
         directory = bit_depth.tiff_directory(handle)
+        if path.suffix.lower() in _RAW_EXTENSIONS or (directory is not None and bit_depth.is_raw(directory)):
+            raise ImageError(f"{path} is a camera's raw file: develop it first, best to a TIFF or PNG of 16 bits")
         if directory is not None and bit_depth.is_deep_tiff(directory):
             metadata = _tiff_metadata(handle, directory, path)
             with bit_depth.open_tiff(path, directory, max_pixels) as picture:

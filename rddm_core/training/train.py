@@ -607,15 +607,22 @@ def licence_line(recipe: Recipe) -> str:
 def describe(
     recipe: Recipe, step: int, spent: dict[str, float], score: float, figures: dict[str, float]
 ) -> dict[str, Any]:
-    """Provenance stored in a checkpoint; `spent` from `hours`."""
+    """Provenance stored in a checkpoint; `spent` from `hours`. Of paths the names alone: it may be published."""
     return {
-        "recipe": asdict(recipe),
+        "recipe": _without_folders(asdict(recipe)),
         "step": step,
         **spent,
         "score": score,
         "dev": figures,
         "torch": torch.__version__,
     }
+
+
+def _without_folders(value: Any) -> Any:
+    """The value with every absolute path in it, at whatever depth, cut to its last part."""
+    if isinstance(value, dict):
+        return {key: _without_folders(part) for key, part in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def save_state(

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -785,6 +786,7 @@ def test_shipped_weights() -> None:
     assert path.stat().st_size <= 24e6
     info = read_info(path)
     assert info.config == lite() and info.licence and info.provenance
+    assert not re.search(r"['\"](/|[A-Z]:|~)", str(info.provenance)), "a path of the machine that trained"
     assert sum(info.parameters.values()) <= 11.5e6 and all(info.parameters.values())
     model = load_checkpoint(path)
     assert (model.residual_scale, model.recommended_steps) == (info.residual_scale, info.recommended_steps)

@@ -133,7 +133,7 @@ def test_folder_into_folder_goes_on_past_bad_files(run, tmp_path: Path) -> None:
     assert code == 1
     assert files(out) == ["a.jpg", "c.PNG"]
     assert "b.jpg is damaged" in error and "missing.jpg: does not exist" in error and "2 of 4 failed" in error
-    assert "1 files that are no pictures are left out" in shown
+    assert "1 files of other kinds are left out" in shown
 
 
 def test_extras_lie_beside_the_result(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import zlib
@@ -14,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from rddm_core.files import atomic_target
 from rddm_core.images import ImageError, LoadedImage, comparison_sheet, load_image, save_image
@@ -52,7 +53,7 @@ def icc_header(space: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("extension", LOSSLESS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(width=st.integers(1, 9), height=st.integers(1, 9), seed=st.integers(0, 99))
 def test_8_bit_values_survive_unchanged(
     tmp_path_factory: pytest.TempPathFactory, extension: str, width: int, height: int, seed: int
@@ -276,7 +277,33 @@ def test_empty_and_truncated_files(tmp_path: Path, extension: str) -> None:
             load_image(path)
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize(
+    ("name", "tags"),
+    [("a.nef", {254: 1}), ("a.tif", {254: 1}), ("a.CR2", {}), ("a.tif", {262: 32803}), ("a.tif", {262: 34892})],
+)
+def test_raw_files_are_refused_rather_than_their_preview_read(tmp_path: Path, name: str, tags: dict[int, int]) -> None:
+    buffer = io.BytesIO()
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[254] = tags.get(254, 0)
+    Image.new("L", (16, 12), 90).save(buffer, "TIFF", tiffinfo=directory)
+    content = buffer.getvalue()
+    if 262 in tags:  # which Pillow writes by itself
+        entry = content.index(struct.pack("<HHI", 262, 3, 1))
+        content = content[: entry + 8] + struct.pack("<H", tags[262]) + content[entry + 10 :]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ImageError, match=rf"{name} is a camera's raw file: develop it first"):
+        load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [0, 2])
+def test_pages_of_full_size_are_read(tmp_path: Path, kind: int) -> None:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[254] = kind
+    Image.new("L", (16, 12), 90).save(tmp_path / "a.tif", tiffinfo=directory)
+    assert load_image(tmp_path / "a.tif").pixels.shape == (3, 12, 16)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data(), extension=st.sampled_from(["jpg", "png", "webp", "tif", "bmp"]))
 def test_damaged_files_give_a_picture_or_an_image_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, extension: str
