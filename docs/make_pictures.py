@@ -38,7 +38,7 @@ HELP = ROOT / "web" / "docs"
 NEWCOMER = "newcomer"
 SCALE, ROOM = 0.85, 170
 """Of the graph on the screen; pixels left around it, for the bars of the front end."""
-WIDTH, QUALITY = 1000, 75
+WIDTH, QUALITY = 1000, 72
 DIVIDER = 0.25
 """Place of the slider: across the subject of the example photograph `sign`."""
 
