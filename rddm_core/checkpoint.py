@@ -35,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 from .config import RDDMConfig, config_from_dict, config_to_dict
 from .files import atomic_target
 from .networks.model import RDDM
+from .networks.precision import is_vector
 
 FORMAT_VERSION = 2
 MAX_HEADER_BYTES = 8 << 20
@@ -101,8 +102,7 @@ def save_checkpoint(
     state = model.state_dict()
     tensors = {}
     for key, name in own_names(state).items():
-        vector = max(state[key].shape, default=1) == state[key].numel()
-        tensor = state[key].detach().to("cpu", torch.float32 if vector else dtype).contiguous()
+        tensor = state[key].detach().to("cpu", torch.float32 if is_vector(state[key]) else dtype).contiguous()
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: not written, {name} is not finite everywhere in {tensor.dtype}")
         tensors[name] = tensor

@@ -658,9 +658,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         "version": __version__,
     }
     results: list[PairScores] = []
-    totals: dict[str, dict[str, float]] = {}
 
-    def write_figures() -> None:
+    def write_figures(totals: Mapping[str, Mapping[str, float]]) -> None:
         if args.csv:
             write_csv(args.csv, results, metrics)
         if args.json:
@@ -670,17 +669,16 @@ def _evaluate(args: argparse.Namespace) -> int:
         _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs), results)
     except KeyboardInterrupt:
         if results:
-            write_figures()
+            write_figures({})
             _say(f"interrupted: {len(results)} of {len(pairs)} pairs are scored", error=True)
         raise
     failed, failed_beside = sum(result.error is not None for result in results), 0
     print(f"{len(results) - failed} pairs, {steps} steps")
     print(format_table(summarise(results, metrics), metrics))
-    if fid:
-        totals.update({row: {"fid": value} for row, value in fid.values().items()})
+    totals = {row: {"fid": value} for row, value in fid.values().items()} if fid else {}
     for row, figures in totals.items():
         print(f"FID of {row}: {figures['fid']:.2f}")
-    write_figures()
+    write_figures(totals)
     if crops is not None:
         # Sharp photographs by the result alone: every further row would cost as much as it does on the pairs.
         on_sharp = combine([rddm_method(model, settings, [MAIN_ROW]), *peers])

@@ -79,15 +79,23 @@ def read_labels(path: Path) -> np.ndarray:
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))
 
 
+def open_table(path: Path) -> csv.DictReader[str]:
+    """The rows of a CSV file in UTF-8, with a byte order mark or without one, as spreadsheets save it.
+
+    Raises OSError where it cannot be read, ValueError for another encoding.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8, save it as such: {error}") from error
+    return csv.DictReader(io.StringIO(text, newline=""))
+
+
 def read_rows(manifest: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a manifest, each with all of `columns`; ValueError names the file and what is wrong with it."""
     if not manifest.is_file():
         raise FileNotFoundError(f"{manifest} does not exist: point the recipe's data folder at the image collection")
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{manifest} is no text in UTF-8, save it as such: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = open_table(manifest)
     missing = [c for c in columns if c not in (reader.fieldnames or [])]
     if missing:
         raise ValueError(f"{manifest} lacks the columns {', '.join(missing)}")

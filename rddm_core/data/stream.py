@@ -32,6 +32,7 @@ class MixtureConfig:
     identity: float = 0.1
     """Sharp photographs as their own target, so that what is in focus stays as it is."""
     masks: float = 0.0
+    """Photographs out of focus with a mask of where, for the estimator alone; 0 in every other stage."""
     noise: float = 0.5
     """Share of samples with sensor noise added to the blurred picture."""
     jpeg: float = 0.5

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.datasets import MANIFEST, read_dataset
+from ..data.sources import open_table
 from ..files import write_text
 from ..images import ImageError, load_image
 from ..metrics import (
@@ -138,10 +139,9 @@ def read_manifest(path: Path, where: Sequence[tuple[str, str]] = (), limit: int 
     pictures are not looked at.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        reader = open_table(path)
+    except (OSError, ValueError) as error:
         raise ManifestError(f"{path} cannot be read as a CSV file: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
     names = list(reader.fieldnames or [])
     own_target = "file" in names and "blur" not in names
     for column in (*(() if own_target else ("blur", "sharp")), *(column for column, _ in where)):

@@ -6,6 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
+
+
+def is_vector(x: Tensor) -> bool:
+    """Whether x has one number per channel, in whatever shape: biases, norms, and the blocks' beta and gamma."""
+    return x.numel() == max(x.shape, default=1)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:

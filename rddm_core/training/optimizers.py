@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..networks.model import RDDM
+from ..networks.precision import is_vector
 from .recipe import Recipe
 
 LAST_LAYER_SHARE = 1 / 16
@@ -104,14 +105,9 @@ def muon_parameters(model: RDDM, parameters: Sequence[nn.Parameter]) -> list[nn.
         if id(p) in trained
         and p.ndim == 4
         and p.shape[2] <= 2
-        and not _is_vector(p)
+        and not is_vector(p)
         and not any(layer in name for layer in ("intro", "outro", "classifier"))
     ]
-
-
-def _is_vector(p: Tensor) -> bool:
-    """Whether p has one number per channel, in whatever shape: biases, norms, and the blocks' beta and gamma."""
-    return p.numel() == max(p.shape, default=1)
 
 
 def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
@@ -127,7 +123,7 @@ def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Re
         (1.0, [p for p in parameters if id(p) not in last]),
         (LAST_LAYER_SHARE, [p for p in parameters if id(p) in last]),
     ):
-        weights, rest = [p for p in chosen if not _is_vector(p)], [p for p in chosen if _is_vector(p)]
+        weights, rest = [p for p in chosen if not is_vector(p)], [p for p in chosen if is_vector(p)]
         groups += [
             {"params": part, "weight_decay": decay, "share": share}
             for part, decay in ((weights, recipe.weight_decay), (rest, 0.0))
