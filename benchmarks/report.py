@@ -119,14 +119,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _origin(parts: dict[str, Any]) -> list[str]:
-    """Which command measured which parts, when and on what."""
+    """Which command measured which parts, when, of which weights and on what."""
+    groups: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        origin = f"{part['date']}, weights {part['weights']}, {_machine(part['machine'])}"
+        groups.setdefault(f"`{part['command']}`, {origin}", []).append(name)
     lines = []
-    for command, day, text in dict.fromkeys((p["command"], p["date"], _machine(p["machine"])) for p in parts.values()):
-        mine = [
-            n for n, p in parts.items() if (p["command"], p["date"], _machine(p["machine"])) == (command, day, text)
-        ]
-        minutes = sum(parts[name]["took"] for name in mine) / 60
-        lines += [f"- {', '.join(mine)}: `{command}`, {day}, {minutes:.0f} minutes, {text}."]
+    for origin, names in groups.items():
+        lines += [f"- {', '.join(names)}: {origin}; {sum(parts[n]['took'] for n in names) / 60:.0f} minutes."]
     for name, part in parts.items():
         if "error" in part["figures"]:
             lines += [f"- **{name} failed**: {part['figures']['error']}"]

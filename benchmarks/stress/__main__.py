@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def read_figures() -> dict[str, dict[str, Any]]:
 def run_check(check: Check, options: Options, part: str) -> Outcome:
     """One check in a folder of its own, timed; what breaks it is its outcome."""
     command = f"python benchmarks/stress {part} --times {options.times} --images {options.images} --seed {options.seed}"
-    started = time.monotonic()
+    today, started = date.today().isoformat(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rddm-stress-") as folder:
         try:
             outcome = check(options, Path(folder))
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(check.__name__, False, f"{type(error).__name__}: {error}")
-    outcome = replace(outcome, seconds=round(time.monotonic() - started, 1), command=command)
+    outcome = replace(outcome, seconds=round(time.monotonic() - started, 1), date=today, command=command)
     print(f"{'passed' if outcome.passed else 'FAILED'} in {outcome.seconds:.0f} s: {outcome.check}: {outcome.measured}")
     sys.stdout.flush()
     return outcome
@@ -92,10 +93,10 @@ def run_check(check: Check, options: Options, part: str) -> Outcome:
 
 def format_table(outcomes: Iterable[Outcome]) -> str:
     """The outcomes as a Markdown table."""
-    lines = ["| check | held | measured | s |", "|---|---|---|---|"]
+    lines = ["| check | held | measured | s | on |", "|---|---|---|---|---|"]
     for o in outcomes:
         measured = o.measured.replace("|", "\\|").replace("\n", " ")
-        lines.append(f"| {o.check} | {'yes' if o.passed else '**no**'} | {measured} | {o.seconds:.0f} |")
+        lines.append(f"| {o.check} | {'yes' if o.passed else '**no**'} | {measured} | {o.seconds:.0f} | {o.date} |")
     return "\n".join(lines)
 
 

@@ -27,12 +27,14 @@ PATIENCE = 3600.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """One line of the summary: what was checked, whether it held, what was measured, in what time, by which command."""
+    """One line of the summary: what was checked, whether it held, what was measured, in what time, on which day and by
+    which command."""
 
     check: str
     passed: bool
     measured: str
     seconds: float = 0.0
+    date: str = ""
     command: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
 

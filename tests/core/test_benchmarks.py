@@ -101,10 +101,12 @@ class TestReport:
     def test_page_and_plots(self, tmp_path: Path) -> None:
         machine = {"processor": "P", "cores": 2, "instructions": "AVX2", "memory_gb": 8, "python": "3", "torch": "2"}
         about = {"command": "python -m benchmarks", "date": "2026-01-01", "machine": machine, "took": 60}
+        about["weights"] = "0f1e2d"
         parts = {name: about | {"figures": figures} for name, figures in self.figures().items()}
         parts["floor"] = about | {"figures": {"error": "no memory"}}
         report.write_report({"parts": parts}, tmp_path)
         page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+        assert "2026-01-01, weights 0f1e2d, P, 2 cores" in page
         assert "**floor failed**: no memory" in page and "| **no** |" in page and "sky" in page
         for name in ("cost.png", "stages.png"):
             assert f"({name})" in page and (tmp_path / name).stat().st_size > 1000
