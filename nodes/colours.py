@@ -52,7 +52,7 @@ def colourise(values: Tensor, colours: Colours = COLOURS) -> Tensor:
 
 def _scale_bar(width: int, captions: Sequence[str], colours: Colours) -> Tensor:
     """[1, 3, h, width]: the colours from 0 to 1, and their meaning below."""
-    text_height = max(10, min(28, width // 28))
+    text_height = max(10, min(28, width // 28 // 2 * 2))  # even, as the pictures of a video must be
     bar_height = 2 * text_height
     ramp = colourise(torch.linspace(0, 1, width).expand(1, 1, text_height, width), colours)
     picture = Image.new("RGB", (width, bar_height))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from . import layout
+from . import host, layout
 from .types import CATEGORY
 
 
@@ -43,10 +45,13 @@ class RDDMCompare(io.ComfyNode):
                 f"before has {counts[0]} pictures, but after has {counts[1]}: "
                 "connect the same number, or a single picture on one side"
             )
-        return io.NodeOutput(
-            # Names of our own: under `images` the host would show them once more, below the slider.
-            ui={
-                f"rddm_{name}": ui.PreviewImage(layout.image(colours, alpha), cls=cls).values
-                for name, (colours, alpha) in planes.items()
-            }
-        )
+        watch, done = host.callbacks(), 0
+        # Names of our own: under `images` the host would show them once more, below the slider.
+        shown: dict[str, list[Any]] = {f"rddm_{name}": [] for name in planes}
+        for files, (colours, alpha) in zip(shown.values(), planes.values(), strict=True):
+            for b in range(len(colours)):  # one at a time: a film takes minutes, and can be stopped
+                watch.check()
+                picture = layout.image(colours[b : b + 1], None if alpha is None else alpha[b : b + 1])
+                files += ui.PreviewImage(picture, cls=cls).values
+                watch.report(done := done + 1, sum(counts))
+        return io.NodeOutput(ui=shown)

@@ -98,7 +98,7 @@ class RDDMDeblur(io.ComfyNode):
         blurred, alpha = layout.picture(image, "image")
         batch, size = len(blurred), (blurred.shape[-2], blurred.shape[-1])
         defocus_map = None if map is None else layout.mask(map, "map", batch)
-        where = None if mask is None else layout.mask(mask, "mask", batch)
+        where = layout.change_mask(mask, batch)
         choice = working_size["working_size"]
         watch = host.callbacks(preview=True)
 

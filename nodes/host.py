@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from comfy.cli_args import LatentPreviewMethod, args
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
+
+from ..rddm_core.checks import value_range
 
 if TYPE_CHECKING:
     from ..rddm_core.callbacks import Callbacks
@@ -210,7 +213,7 @@ def to_intermediate(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
     Raises ValueError for values that are not finite: no node passes them on.
     """
-    if not bool(torch.isfinite(x).all()):
+    if not all(math.isfinite(value) for value in value_range(x)):
         raise ValueError(
             "the result contains invalid values (NaN or infinity): set dtype of Load RDDM Model to auto or fp32; "
             "if that does not help, the file of the model is damaged"

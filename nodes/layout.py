@@ -5,9 +5,16 @@ Everything that enters is checked here, with messages that speak of the node's i
 
 from __future__ import annotations
 
+import logging
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..rddm_core.checks import value_range
+
+logger = logging.getLogger(__name__)
 
 
 def picture(image: Tensor, name: str, *, bounded: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -18,10 +25,11 @@ def picture(image: Tensor, name: str, *, bounded: bool = True) -> tuple[Tensor, 
     """
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (3, 4) or image.numel() == 0:
         raise ValueError(f"{name} must be pictures with 3 colour channels, or 4 with alpha, not {_describe(image)}")
-    _check_finite(image, name)
+    low, high = _finite_range(image, name)
     planes = image.movedim(-1, 1).float()
     colours, alpha = planes[:, :3], planes[:, 3:]
-    return colours.clamp(0, 1) if bounded else colours, alpha if alpha.shape[1] else None
+    # A batch may be a whole film: it is copied only where it must be.
+    return colours.clamp(0, 1) if bounded and (low < 0 or high > 1) else colours, alpha if alpha.shape[1] else None
 
 
 def mask(values: Tensor, name: str, batch: int) -> Tensor:
@@ -35,9 +43,19 @@ def mask(values: Tensor, name: str, batch: int) -> Tensor:
         if values.shape[-1] != 1:
             raise ValueError(f"{name} must be masks of one channel, not {_describe(values)}")
         values = values[..., 0]
-    _check_finite(values, name, whole_numbers=True)
+    _finite_range(values, name, whole_numbers=True)
     planes = values.float().reshape(-1, 1, *values.shape[-2:]).clamp(0, 1)
     check_batch(planes, name, batch, allow_one=True)
+    return planes
+
+
+def change_mask(values: Tensor | None, batch: int) -> Tensor | None:
+    """The optional mask of what is changed, as `mask` gives it; the log tells where that is nothing at all."""
+    if values is None:
+        return None
+    planes = mask(values, "mask", batch)
+    if not planes.any():
+        logger.warning("RDDM: the mask is 0 everywhere, so nothing is changed: paint what should be, or disconnect it")
     return planes
 
 
@@ -53,7 +71,7 @@ def residual(values: Tensor, name: str) -> Tensor:
     """RDDM_RESIDUAL [B, N, 3, H, W], checked. Raises ValueError for what is none, and for non-finite values."""
     if not isinstance(values, Tensor) or values.ndim != 5 or values.shape[2] != 3 or values.numel() == 0:
         raise ValueError(f"{name} must come from RDDM Sampler, it is {_describe(values)}")
-    _check_finite(values, name)
+    _finite_range(values, name)
     return values
 
 
@@ -77,8 +95,8 @@ def check_size(x: Tensor, name: str, like: Tensor, like_name: str) -> None:
 
 
 def fit(planes: Tensor, like: Tensor) -> Tensor:
-    """A mask [B, 1, h, w] at the size of a picture."""
-    size = (like.shape[-2], like.shape[-1])
+    """A mask [B, 1, h, w] at the size of a picture, and where that lies."""
+    planes, size = planes.to(like.device), (like.shape[-2], like.shape[-1])
     if planes.shape[-2:] == size:
         return planes
     return F.interpolate(planes, size=size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
@@ -92,18 +110,23 @@ def image(colours: Tensor, alpha: Tensor | None = None) -> Tensor:
     return colours.movedim(1, -1)
 
 
-def _check_finite(x: Tensor, name: str, whole_numbers: bool = False) -> None:
-    """`whole_numbers`: masks may hold them, of pictures nobody could tell whether they reach to 1 or to 255."""
+def _finite_range(x: Tensor, name: str, whole_numbers: bool = False) -> tuple[float, float]:
+    """The least and the largest value. ValueError for what holds others than finite fractions.
+
+    `whole_numbers`: masks may hold them, of pictures nobody could tell whether they reach to 1 or to 255.
+    """
     fractional = x.is_floating_point() and x.dtype.itemsize > 1
     whole = whole_numbers and not x.is_floating_point() and not x.is_complex()
     if x.layout != torch.strided or not (fractional or whole):
         kind = x.dtype if x.layout == torch.strided else x.layout
         raise ValueError(f"{name} must hold floating-point values in 0..1, not {kind}: convert it before")
-    if not bool(torch.isfinite(x).all()):
+    low, high = value_range(x)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(
             f"{name} contains invalid values (NaN or infinity): a node before this one failed, "
             "often a model that ran in half precision; look at its result in a preview"
         )
+    return low, high
 
 
 def _describe(x: object) -> str:

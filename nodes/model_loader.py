@@ -42,8 +42,12 @@ class RDDMModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, dtype: str) -> Any:
-        """A file that was replaced under the same name is loaded again."""
+    def fingerprint_inputs(cls, file: str | None, dtype: str) -> Any:
+        """A file that was replaced under the same name is loaded again; not where its name comes from another node,
+        which the host does not tell beforehand.
+        """
+        if file is None:
+            return None
         status = host.checkpoint_path(file).stat()
         return file, dtype, status.st_size, status.st_mtime_ns
 

@@ -51,7 +51,8 @@ class RDDMPreDeblur(io.ComfyNode):
         size = (blurred.shape[-2], blurred.shape[-1])
         watch = host.callbacks()
         if map is None:
-            defocus_map = host.estimate_map(model, blurred, watch)
+            defocus_map = host.estimate_map(model, blurred, watch.share(0, 2))
+            watch = watch.share(1, 2)
         else:
             defocus_map = layout.mask(map, "map", len(blurred))
         guess = host.run_in_tiles(

@@ -81,7 +81,7 @@ class RDDMResidualMerge(io.ComfyNode):
         for name, planes in (("pre_deblurred", guess), ("residual", samples)):
             layout.check_batch(planes, name, len(blurred))
             layout.check_size(planes, name, blurred, "original")
-        weight = None if mask is None else layout.mask(mask, "mask", len(blurred))
+        weight = layout.change_mask(mask, len(blurred))
         if protect_sharp > 0:
             if map is None:
                 raise ValueError("protect_sharp needs to know what is sharp: connect the defocus map, or set it to 0")

@@ -22,11 +22,17 @@ def check_map(x: object, batch: int, name: str) -> None:
     _check_values(x, name, bounded=True)
 
 
+def value_range(x: Tensor) -> tuple[float, float]:
+    """The least and the largest value; NaN both where any value is. Unlike `torch.isfinite` it needs no memory."""
+    low, high = x.detach().aminmax()
+    return float(low), float(high)
+
+
 def _check_values(x: Tensor, name: str, bounded: bool) -> None:
     if not x.is_floating_point() or x.dtype.itemsize < 2 or x.layout != torch.strided:
         what = f"{x.dtype}" if x.layout == torch.strided else f"{x.layout}"
         raise ValueError(f"{name} must be floating point of 16 bits or more, not {what}: divide 8-bit values by 255.0")
-    low, high = (float(v) for v in x.aminmax())
+    low, high = value_range(x)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} holds NaN or infinite values: replace them, e.g. with torch.nan_to_num")
     if bounded and not (low >= 0 and high <= 1):

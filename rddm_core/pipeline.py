@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from .callbacks import Callbacks
 from .checks import check_map, check_picture
 from .diffusion import Schedule, ddim_step, make_alpha_bars, sampling_timesteps
-from .memory import GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
+from .memory import AUTO_TILE, GUIDANCE_CONTEXT, guidance_window, held_bytes, tile_size
 from .networks.deconvolution import CONTEXT
 from .networks.defocus_estimator import enlarge_to, reduce_to
 from .networks.model import RDDM
@@ -124,16 +124,18 @@ class DeblurResult:
 def estimate_defocus_map(model: RDDM, image: Tensor, *, callbacks: Callbacks = Callbacks()) -> Tensor:
     """g: image [B, 3, H, W] -> defocus map [B, 1, H, W] in 0..1, 1 = out of focus."""
     check_picture(image, "image")
-    maps = []
-    for b in range(len(image)):
+    maps, batch = image.new_empty(0), len(image)
+    for b in range(batch):
         callbacks.check()
         # Reduced and enlarged where the picture lies: MPS has no antialiasing before torch 2.7, and no device but the
         # picture's need hold a map of its size.
         reduced = reduce_to(image[b : b + 1].float(), model.config.estimator.working_size)
         logits = model.estimator(reduced.to(_device(model)))
         _check_outcome(logits, model, "defocus map")
-        maps.append(torch.sigmoid(enlarge_to(logits.to(image.device), (image.shape[-2], image.shape[-1]))))
-    return _stack(maps)
+        estimated = torch.sigmoid(enlarge_to(logits.to(image.device), (image.shape[-2], image.shape[-1])))
+        maps = _placed(estimated, maps, b, batch)
+        callbacks.report(b + 1, batch)
+    return maps
 
 
 @torch.inference_mode()
@@ -398,11 +400,16 @@ def deblur(
     batch, _, height, width = image.shape
     seeds = _seeds(settings.seed, batch)
     mask = None if mask is None else _fit_map(mask, image, "mask")
+    evaluations = settings.samples * len(timesteps)
+    second_map = defocus_map is None and settings.map_order == "two_pass"
     if defocus_map is None:
-        maps, done = estimate_defocus_map(model, image, callbacks=callbacks), batch
+        # The number of tiles hangs on the maps; until they are known, as if no picture were reduced.
+        tile = AUTO_TILE if settings.tile == "auto" else settings.tile
+        count = len(plan_tiles(height, width, tile, model.stride))
+        watch = callbacks.part(0, batch * (1 + count * (1 + evaluations) + second_map))
+        maps, done = estimate_defocus_map(model, image, callbacks=watch), batch
     else:
         maps, done = _fit_map(defocus_map, image, "defocus_map"), 0
-    second_map = defocus_map is None and settings.map_order == "two_pass"
 
     sizes = [_working_size(settings.working_size, model, maps[b], height, width) for b in range(batch)]
     if settings.same_working_size:
@@ -420,23 +427,22 @@ def deblur(
         for size in sizes
     ]
     counts = [len(plan_tiles(*size, tile, model.stride)) for size, tile in zip(sizes, tiles, strict=True)]
-    evaluations = settings.samples * len(timesteps)
     total = done + sum(count * (1 + evaluations) + second_map for count in counts)
     callbacks.report(done, total)
 
-    results: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
+    images = guesses = residuals = image.new_empty(0)
     for b in range(batch):
         watch = callbacks if b == 0 else replace(callbacks, preview=None)
-        original, item_map, where = image[b : b + 1], maps[b : b + 1], None if mask is None else mask[b : b + 1]
+        original, where = image[b : b + 1], None if mask is None else mask[b : b + 1]
         small = _resize(original, sizes[b])
         shrunk = _map_shrinkage(model.config.estimator.working_size, sizes[b], (height, width))
-        small_map = scale_map(_resize(item_map, sizes[b]), shrunk)
+        small_map = scale_map(_resize(maps[b : b + 1], sizes[b]), shrunk)
         guess = pre_deblur(model, small, small_map, tile=tiles[b], callbacks=watch.part(done, total))
         done += counts[b]
         if second_map:
-            small_map = estimate_defocus_map(model, guess.clamp(0, 1), callbacks=watch)
-            item_map = _resize(scale_map(small_map, 1 / shrunk), (height, width))
-            watch.report(done := done + 1, total)
+            small_map = estimate_defocus_map(model, guess.clamp(0, 1), callbacks=watch.part(done, total))
+            maps[b : b + 1] = _resize(scale_map(small_map, 1 / shrunk), (height, width))
+            done += 1
         bands = _residual_bands(
             model,
             guess,
@@ -449,15 +455,11 @@ def deblur(
             callbacks=watch.part(done, total),
         )
         done += counts[b] * evaluations
-        merged = _merge_bands(original, small, guess, bands, settings, where, keep_stages, mean)
-        results.append((merged[0], item_map, merged[1], merged[2]))
-    images, item_maps, guesses, residuals = zip(*results, strict=True)
-    return DeblurResult(
-        _stack(images),
-        _stack(item_maps),
-        _stack(guesses) if keep_stages else None,
-        _stack(residuals) if keep_stages else None,
-    )
+        finished, kept, drawn = _merge_bands(original, small, guess, bands, settings, where, keep_stages, mean)
+        images = _placed(finished, images, b, batch)
+        if kept is not None and drawn is not None:
+            guesses, residuals = _placed(kept, guesses, b, batch), _placed(drawn, residuals, b, batch)
+    return DeblurResult(images, maps, guesses if keep_stages else None, residuals if keep_stages else None)
 
 
 def _merge_bands(
@@ -573,6 +575,20 @@ def _memory_for(
         return settings.memory
     added = 12 * full[0] * full[1] if mean and settings.samples > 1 else 0  # an enlarged sample, beside the sum
     return settings.memory - held_bytes(*full, settings.samples, keep_stages, mean) - added
+
+
+def _placed(part: Tensor, whole: Tensor, b: int, batch: int) -> Tensor:
+    """`whole` with what belongs to item `b` at its place; item 0 makes it, and of a batch of one it is the part itself.
+
+    Unlike a list that is joined at the end, this holds a long batch only once.
+    """
+    if batch == 1:
+        return part
+    count = len(part)
+    if b == 0:
+        whole = part.new_empty(batch * count, *part.shape[1:])
+    whole[b * count : (b + 1) * count] = part
+    return whole
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:

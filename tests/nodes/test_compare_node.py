@@ -34,6 +34,17 @@ def test_transparency_reaches_the_slider(
     assert torch.equal(shown[0], before) and torch.equal(shown[1], after)
 
 
+def test_a_film_shows_progress_and_can_be_stopped(
+    pack: SimpleNamespace, fake_host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, film = pack.nodes["RDDMCompare"].execute, torch.rand(3, 8, 9, 3)
+    compare(before=film, after=film[:1])
+    assert [update[:2] for update in fake_host.utils.updates] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    monkeypatch.setattr(fake_host.management, "interrupt_after", 2)
+    with pytest.raises(fake_host.management.InterruptProcessingException):
+        compare(before=film, after=film)
+
+
 def test_batches_of_different_length_do_not_go_together(pack: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="before has 2 pictures, but after has 3: connect the same number"):
         pack.nodes["RDDMCompare"].execute(before=torch.rand(2, 8, 9, 3), after=torch.rand(3, 8, 9, 3))

@@ -36,8 +36,18 @@ def test_progress_per_step(sample: Callable[..., Any], fake_host: SimpleNamespac
 
 
 def test_progress_per_tile(pack: SimpleNamespace, model: Any, photo: Tensor, fake_host: SimpleNamespace) -> None:
-    pack.nodes["RDDMPreDeblur"].execute(model=model, image=photo)
+    pack.nodes["RDDMPreDeblur"].execute(model=model, image=photo, map=torch.ones(1, 8, 8))
     assert [update[:2] for update in fake_host.utils.updates] == [(1, 2), (2, 2)]
+
+
+def test_progress_of_maps_and_what_follows(
+    pack: SimpleNamespace, model: Any, photo: Tensor, fake_host: SimpleNamespace
+) -> None:
+    pack.nodes["RDDMDefocusMap"].execute(model=model, image=photo)
+    assert [update[:2] for update in fake_host.utils.updates] == [(1, 2), (2, 2)]
+    fake_host.utils.updates.clear()
+    pack.nodes["RDDMPreDeblur"].execute(model=model, image=photo)
+    assert [update[:2] for update in fake_host.utils.updates] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_preview_per_step(

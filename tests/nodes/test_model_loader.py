@@ -113,3 +113,8 @@ def test_a_replaced_file_is_loaded_again(loader: Any, pack: SimpleNamespace, tin
         assert before != loader.fingerprint_inputs(file="copy.safetensors", dtype="auto")
     finally:
         copy.unlink()
+
+
+def test_a_name_from_another_node_does_not_turn_off_caching(loader: Any) -> None:
+    """The host does not know it before the graph runs, and takes an error for "always changed"."""
+    assert loader.fingerprint_inputs(file=None, dtype="auto") == loader.fingerprint_inputs(file=None, dtype="auto")

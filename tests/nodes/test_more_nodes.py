@@ -263,6 +263,25 @@ def test_batch_equals_single_and_alpha_is_kept(pack: SimpleNamespace, model: Any
 
 
 @pytest.mark.parametrize("name", PICTURES)
+def test_inputs_are_left_as_they_were(pack: SimpleNamespace, model: Any, photo: Tensor, name: str) -> None:
+    """What the host hands in is in its cache, and other nodes get the same."""
+    inputs = inputs_for(model, photo)[name]
+    before = {key: value.clone() for key, value in inputs.items() if isinstance(value, Tensor)}
+    pack.nodes[name].execute(**inputs)
+    assert all(torch.equal(inputs[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_mask_of_nothing_is_told(
+    pack: SimpleNamespace, model: Any, photo: Tensor, caplog: pytest.LogCaptureFixture, empty: bool
+) -> None:
+    """Load Image gives such a mask for every photograph without transparency."""
+    image, _ = deblur(pack, model, photo, steps=1, mask=torch.full((1, 64, 64), 0.0 if empty else 0.1))
+    assert torch.equal(image, photo) == empty
+    assert ("the mask is 0 everywhere, so nothing is changed" in caplog.text) == empty
+
+
+@pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_bad_inputs_are_named(pack: SimpleNamespace, model: Any, photo: Tensor, name: str, bad: float) -> None:
     execute = pack.nodes[name].execute

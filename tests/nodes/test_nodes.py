@@ -197,6 +197,12 @@ def test_the_scale_runs_from_in_focus_to_out_of_focus(submodule: Submodule) -> N
     assert torch.allclose(bar[:, -1], torch.tensor(colours.COLOURS[-1]))
 
 
+@pytest.mark.parametrize("width", range(240, 1200, 16))
+def test_maps_in_colours_of_even_size_stay_even(submodule: Submodule, width: int) -> None:
+    """Videos must be."""
+    assert submodule("nodes.colours").coloured(torch.zeros(1, 1, 2, width)).shape[2] % 2 == 0
+
+
 def test_the_picture_for_the_mask_editor(
     pack: SimpleNamespace, model: Any, photo: Tensor, submodule: Submodule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
