@@ -23,9 +23,13 @@ def check_map(x: object, batch: int, name: str) -> None:
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
-    """The least and the largest value; NaN both where any value is. Unlike `torch.isfinite` it needs no memory."""
-    low, high = x.detach().aminmax()
-    return float(low), float(high)
+    """The least and the largest value; NaN both where any value is.
+
+    Of a batch one item after the other: torch copies first what does not lie in rows, and a film is large.
+    """
+    items = x.detach().unbind() if x.ndim > 3 else (x.detach(),)
+    lows, highs = zip(*(item.aminmax() for item in items), strict=True)
+    return float(torch.stack(lows).min()), float(torch.stack(highs).max())
 
 
 def _check_values(x: Tensor, name: str, bounded: bool) -> None:
