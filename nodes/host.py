@@ -23,8 +23,6 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 
-from ..rddm_core.checks import value_range
-
 if TYPE_CHECKING:
     from ..rddm_core.callbacks import Callbacks
     from ..rddm_core.networks.model import RDDM
@@ -213,6 +211,8 @@ def to_intermediate(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
     Raises ValueError for values that are not finite: no node passes them on.
     """
+    from ..rddm_core.checks import value_range
+
     if not all(math.isfinite(value) for value in value_range(x)):
         raise ValueError(
             "the result contains invalid values (NaN or infinity): set dtype of Load RDDM Model to auto or fp32; "

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..rddm_core.checks import value_range
-
 logger = logging.getLogger(__name__)
 
 
@@ -115,6 +113,8 @@ def _finite_range(x: Tensor, name: str, whole_numbers: bool = False) -> tuple[fl
 
     `whole_numbers`: masks may hold them, of pictures nobody could tell whether they reach to 1 or to 255.
     """
+    from ..rddm_core.checks import value_range
+
     fractional = x.is_floating_point() and x.dtype.itemsize > 1
     whole = whole_numbers and not x.is_floating_point() and not x.is_complex()
     if x.layout != torch.strided or not (fractional or whole):
