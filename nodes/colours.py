@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -32,13 +32,25 @@ SIGNED_COLOURS = (
 FOCUS_SCALE = ("0 in focus", "0.5", "out of focus 1")
 
 
-def coloured(values: Tensor, captions: Sequence[str] = FOCUS_SCALE, colours: Colours = COLOURS) -> Tensor:
+def coloured(
+    values: Tensor,
+    captions: Sequence[str] = FOCUS_SCALE,
+    colours: Colours = COLOURS,
+    check: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Map [B, 1, H, W] in 0..1 -> picture [B, 3, H + scale, W] in 0..1.
 
-    `captions` stand at the left end, in the middle and at the right end of the scale.
+    `captions` stand at the left end, in the middle and at the right end of the scale. `check` is called before every
+    picture, and may end it all by raising.
     """
-    bar = _scale_bar(values.shape[-1], captions, colours).to(values)
-    return torch.cat((colourise(values, colours), bar.expand(len(values), -1, -1, -1)), dim=2)
+    batch, _, height, width = values.shape
+    bar = _scale_bar(width, captions, colours).to(values)
+    result = values.new_empty(batch, 3, height + bar.shape[2], width)
+    result[:, :, height:] = bar
+    for b in range(batch):  # a batch may be a whole film
+        check()
+        result[b : b + 1, :, :height] = colourise(values[b : b + 1], colours)
+    return result
 
 
 def colourise(values: Tensor, colours: Colours = COLOURS) -> Tensor:

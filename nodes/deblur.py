@@ -98,7 +98,8 @@ class RDDMDeblur(io.ComfyNode):
         blurred, alpha = layout.picture(image, "image")
         batch, size = len(blurred), (blurred.shape[-2], blurred.shape[-1])
         defocus_map = None if map is None else layout.mask(map, "map", batch)
-        where = layout.change_mask(mask, batch)
+        where = None if mask is None else layout.mask(mask, "mask", batch)
+        notices = layout.notices(map=defocus_map, mask=where)
         choice = working_size["working_size"]
         watch = host.callbacks(preview=True)
 
@@ -124,5 +125,7 @@ class RDDMDeblur(io.ComfyNode):
 
         result = host.run_in_tiles(model, size, "auto", run)
         return io.NodeOutput(
-            host.to_intermediate(layout.image(result.image, alpha)), host.to_intermediate(result.defocus_map[:, 0])
+            host.to_intermediate(layout.image(result.image, alpha)),
+            host.to_intermediate(result.defocus_map[:, 0]),
+            ui=notices,
         )

@@ -82,13 +82,15 @@ class RDDMDeconvolve(io.ComfyNode):
         from ..rddm_core.classical import deconvolve
 
         blurred, alpha = layout.picture(image, "image")
+        defocus_map = layout.mask(map, "map", len(blurred))
+        notices = layout.notices(map=defocus_map)
         options = {key: value for key, value in method.items() if key in ("noise", "iterations")}
         sharp = deconvolve(
             blurred,
-            layout.mask(map, "map", len(blurred)),
+            defocus_map,
             method=method["method"],
             max_radius=max_radius,
             callbacks=host.callbacks(),
             **options,
         )
-        return io.NodeOutput(host.to_intermediate(layout.image(sharp, alpha)))
+        return io.NodeOutput(host.to_intermediate(layout.image(sharp, alpha)), ui=notices)

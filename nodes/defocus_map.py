@@ -42,12 +42,13 @@ class RDDMDefocusMap(io.ComfyNode):
         from ..rddm_core.networks.defocus_estimator import reduce_to
 
         blurred, _ = layout.picture(image, "image")
-        estimated = host.estimate_map(model, blurred, host.callbacks())
+        watch = host.callbacks()
+        estimated = host.estimate_map(model, blurred, watch)
         # For the button of `web/paint_map.js`: the mask editor takes a mask as what is transparent.
         shown, shown_map = (reduce_to(planes[:1].cpu(), PAINTED_SIZE) for planes in (blurred, estimated))
         paintable = ui.PreviewImage(layout.image(shown, 1 - shown_map), cls=cls)
         return io.NodeOutput(
             host.to_intermediate(estimated[:, 0]),
-            host.to_intermediate(layout.image(coloured(estimated))),
+            host.to_intermediate(layout.image(coloured(estimated, check=watch.check))),
             ui={"rddm_paintable": paintable.values, "rddm_pictures": [len(blurred)]},
         )

@@ -33,7 +33,9 @@ class RDDMEdgeDefocusMap(io.ComfyNode):
         from ..rddm_core.classical import edge_defocus_map
 
         blurred, _ = layout.picture(image, "image")
-        estimated = edge_defocus_map(blurred, callbacks=host.callbacks())
+        watch = host.callbacks()
+        estimated = edge_defocus_map(blurred, callbacks=watch)
         return io.NodeOutput(
-            host.to_intermediate(estimated[:, 0]), host.to_intermediate(layout.image(coloured(estimated)))
+            host.to_intermediate(estimated[:, 0]),
+            host.to_intermediate(layout.image(coloured(estimated, check=watch.check))),
         )

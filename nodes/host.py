@@ -9,8 +9,10 @@ import copy
 import logging
 import math
 import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "rddm"
 SHIPPED_WEIGHTS = Path(__file__).parent.parent / "rddm_core" / "weights"
+REQUIREMENTS = Path(__file__).parent.parent / "requirements.txt"
 INCLUDED = " [included]"
 """Ends the name of weights that come with the pack, so that no file of the user's can have the same one."""
 EXTENSION = ".safetensors"
@@ -84,6 +87,19 @@ def _shipped() -> dict[str, Path]:
     return {path.name + INCLUDED: path for path in sorted(SHIPPED_WEIGHTS.glob(f"*{EXTENSION}"))}
 
 
+# ---------------------------------------------------------------- packages
+
+
+@contextmanager
+def needed_packages() -> Iterator[None]:
+    """Inside, ImportError also says how to install what the pack needs, for the Python that runs here."""
+    try:
+        yield
+    except ImportError as error:
+        install = f'"{sys.executable}" -m pip install -r "{REQUIREMENTS}"'
+        raise ImportError(f"{error}. Install what this pack needs, then start ComfyUI again: {install}") from error
+
+
 # ---------------------------------------------------------------- devices and memory
 
 
@@ -92,10 +108,11 @@ def load_model(path: Path, dtype: str) -> ModelPatcher:
 
     Raises `rddm_core.checkpoint.CheckpointError` for a file that cannot be used.
     """
-    from ..rddm_core.checkpoint import load_checkpoint
-
     offload_device = model_management.unet_offload_device()
-    model = load_checkpoint(path, dtype=DTYPES[dtype], device=offload_device)
+    with needed_packages():
+        from ..rddm_core.checkpoint import load_checkpoint
+
+        model = load_checkpoint(path, dtype=DTYPES[dtype], device=offload_device)
     # Not CoreModelPatcher: on some devices that one needs the host's own layers, and estimator and backbone have none.
     return ModelPatcher(model, load_device=model_management.get_torch_device(), offload_device=offload_device)
 
@@ -203,6 +220,7 @@ def _raise_unless_out_of_memory(error: Exception) -> None:
 
 def _on_cpu(patcher: ModelPatcher) -> RDDM:
     """A copy, because what the host has placed stays in its care; in fp32, in which CPUs are faster than in fp16."""
+    model_management.free_memory(1e30, patcher.load_device)  # or a full device would have to hold the copy as well
     return copy.deepcopy(patcher.model).to("cpu", torch.float32)
 
 

@@ -47,7 +47,7 @@ class RDDMImageQuality(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, reference: Tensor | None = None) -> io.NodeOutput:
-        """Measure every picture. Raises ValueError for pictures too small for a metric."""
+        """Measure every picture. Raises ValueError for pictures too small for a metric, ImportError without piq."""
         measured, _ = layout.picture(image, "image")
         targets: Tensor | None = None
         if reference is not None:
@@ -57,7 +57,8 @@ class RDDMImageQuality(io.ComfyNode):
         watch, rows = host.callbacks(), []
         for b, picture in enumerate(measured):
             watch.check()
-            rows.append(figures(picture, None if targets is None else targets[b % len(targets)]))
+            with host.needed_packages():
+                rows.append(figures(picture, None if targets is None else targets[b % len(targets)]))
             watch.report(b + 1, len(measured))
         text = "\n".join(f"{b + 1}: {describe(row)}" if len(rows) > 1 else describe(row) for b, row in enumerate(rows))
         return io.NodeOutput(text, json.dumps(rows), ui=ui.PreviewText(text))

@@ -14,6 +14,13 @@ from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
+NOTICES = {
+    "emptyMap": "the map is 0 everywhere, which means in focus, so next to nothing is changed: paint what is out of "
+    "focus, or connect RDDM Defocus Map",
+    "emptyMask": "the mask is 0 everywhere, so nothing is changed: paint what should be, or disconnect it",
+}
+"""For the log, by the key under which `web/texts.js` has them for the browser."""
+
 
 def picture(image: Tensor, name: str, *, bounded: bool = True) -> tuple[Tensor, Tensor | None]:
     """IMAGE -> colours [B, 3, H, W] float32, and alpha [B, 1, H, W] if it has one.
@@ -47,14 +54,15 @@ def mask(values: Tensor, name: str, batch: int) -> Tensor:
     return planes
 
 
-def change_mask(values: Tensor | None, batch: int) -> Tensor | None:
-    """The optional mask of what is changed, as `mask` gives it; the log tells where that is nothing at all."""
-    if values is None:
-        return None
-    planes = mask(values, "mask", batch)
-    if not planes.any():
-        logger.warning("RDDM: the mask is 0 everywhere, so nothing is changed: paint what should be, or disconnect it")
-    return planes
+def notices(*, map: Tensor | None = None, mask: Tensor | None = None) -> dict[str, list[str]] | None:
+    """What the user may not have meant, told in the log and as `ui` for `web/notices.js`; None if there is nothing.
+
+    `map` and `mask` are those that change the result: Load Image gives a mask of zeros where nothing was painted.
+    """
+    found = [key for key, planes in (("emptyMap", map), ("emptyMask", mask)) if planes is not None and not planes.any()]
+    for key in found:
+        logger.warning("RDDM: %s", NOTICES[key])
+    return {"rddm_notices": found} if found else None
 
 
 def plane(values: Tensor, name: str, batch: int) -> Tensor:

@@ -20,7 +20,8 @@ class RDDMModelLoader(io.ComfyNode):
             node_id="RDDMModelLoader",
             display_name="Load RDDM Model",
             category=CATEGORY,
-            description="Loads the networks that deblur out-of-focus photographs. Weights are included.",
+            description="Loads the networks that deblur out-of-focus photographs. Weights are included; they were "
+            "trained in part on photographs for research only, see the help page before commercial use.",
             search_aliases=["deblur", "defocus", "out of focus", "sharpen", "RDDM checkpoint"],
             inputs=[
                 io.Combo.Input(

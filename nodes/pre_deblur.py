@@ -50,15 +50,17 @@ class RDDMPreDeblur(io.ComfyNode):
         blurred, alpha = layout.picture(image, "image")
         size = (blurred.shape[-2], blurred.shape[-1])
         watch = host.callbacks()
+        notices = None
         if map is None:
             defocus_map = host.estimate_map(model, blurred, watch.share(0, 2))
             watch = watch.share(1, 2)
         else:
             defocus_map = layout.mask(map, "map", len(blurred))
+            notices = layout.notices(map=defocus_map)
         guess = host.run_in_tiles(
             model,
             size,
             "auto",
             lambda networks, tile: pre_deblur(networks, blurred, defocus_map, tile=tile, callbacks=watch),
         )
-        return io.NodeOutput(host.to_intermediate(layout.image(guess, alpha)))
+        return io.NodeOutput(host.to_intermediate(layout.image(guess, alpha)), ui=notices)

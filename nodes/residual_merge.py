@@ -81,7 +81,8 @@ class RDDMResidualMerge(io.ComfyNode):
         for name, planes in (("pre_deblurred", guess), ("residual", samples)):
             layout.check_batch(planes, name, len(blurred))
             layout.check_size(planes, name, blurred, "original")
-        weight = layout.change_mask(mask, len(blurred))
+        weight = None if mask is None else layout.mask(mask, "mask", len(blurred))
+        notices = layout.notices(mask=weight)
         if protect_sharp > 0:
             if map is None:
                 raise ValueError("protect_sharp needs to know what is sharp: connect the defocus map, or set it to 0")
@@ -90,4 +91,4 @@ class RDDMResidualMerge(io.ComfyNode):
             weight = allowed if weight is None else allowed * layout.fit(weight, blurred)
         change = reduce_samples(samples, reduction["reduction"], reduction.get("index", 0))
         merged = merge_residual(blurred, guess, change, strength=strength, mask=weight)
-        return io.NodeOutput(host.to_intermediate(layout.image(merged, alpha)))
+        return io.NodeOutput(host.to_intermediate(layout.image(merged, alpha)), ui=notices)

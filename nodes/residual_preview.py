@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -49,7 +50,10 @@ class RDDMResidualPreview(io.ComfyNode):
     def execute(cls, residual: Tensor, gain: float) -> io.NodeOutput:
         """Colour the change of brightness."""
         samples = layout.residual(residual, "residual").flatten(0, 1)
-        change = (samples * samples.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+        weights = samples.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+        change = torch.stack([(sample * weights).sum(dim=0, keepdim=True) for sample in samples])
         captions = (f"{-1 / gain:.3g} darker", "0", f"brighter +{1 / gain:.3g}")
-        shown = coloured((0.5 + 0.5 * gain * change).clamp(0, 1), captions, SIGNED_COLOURS)
+        shown = coloured(
+            change.mul_(0.5 * gain).add_(0.5).clamp_(0, 1), captions, SIGNED_COLOURS, host.callbacks().check
+        )
         return io.NodeOutput(host.to_intermediate(layout.image(shown)))

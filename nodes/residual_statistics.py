@@ -21,8 +21,8 @@ class RDDMResidualStatistics(io.ComfyNode):
             node_id="RDDMResidualStatistics",
             display_name="RDDM Residual Statistics",
             category=CATEGORY,
-            description="The mean of several samples, and how far they differ: where they do, detail is guessed "
-            "rather than recovered.",
+            description="The mean of several samples, and how far they differ: where they do, the result is least "
+            "certain.",
             search_aliases=["uncertainty", "confidence", "standard deviation", "variance", "mean", "deblur"],
             inputs=[
                 RDDMResidual.Input(
@@ -64,5 +64,5 @@ class RDDMResidualStatistics(io.ComfyNode):
         return io.NodeOutput(
             host.to_intermediate(reduce_samples(samples, "mean")[:, None], torch.float32),
             host.to_intermediate(uncertainty[:, 0]),
-            host.to_intermediate(layout.image(coloured(uncertainty, captions))),
+            host.to_intermediate(layout.image(coloured(uncertainty, captions, check=host.callbacks().check))),
         )

@@ -126,6 +126,7 @@ class RDDMSampler(io.ComfyNode):
 
         guess, alpha = layout.picture(pre_deblurred, "pre_deblurred", bounded=False)
         defocus_map = layout.mask(map, "map", len(guess))
+        notices = layout.notices(map=defocus_map)
         size = (guess.shape[-2], guess.shape[-1])
         tile: int | Literal["auto"] | None = "auto" if tiling["tiling"] == "auto" else tiling.get("tile")
         start = None if noise is None else draw_noise(noise, len(guess), samples, size, batch_noise)
@@ -149,9 +150,11 @@ class RDDMSampler(io.ComfyNode):
             ),
             samples,
         )
-        shown = (guess[:, None] + residual).clamp(0, 1).flatten(0, 1)
+        shown = (guess[:, None] + residual).clamp_(0, 1).flatten(0, 1)
         return io.NodeOutput(
-            host.to_intermediate(residual, torch.float32), host.to_intermediate(layout.image(shown, alpha))
+            host.to_intermediate(residual, torch.float32),
+            host.to_intermediate(layout.image(shown, alpha)),
+            ui=notices,
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import struct
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ _PREMULTIPLIED, _TRANSPARENCY = 1, 2
 # None, LZW, Deflate (two numbers), PackBits, Zstandard. tifffile knows dozens more, some of them decoders that few
 # eyes have looked at.
 _COMPRESSIONS = (1, 5, 8, 32946, 32773, 50000)
+_PILLOWS_LIMIT = threading.Lock()
+"""Held by the thread that has taken it away."""
 _READ_BYTES = 1 << 22
 _PNG_COMPRESSION = 3
 """Of zlib. The noise in the low bytes does not compress: 6 gains 1 % and takes half as long again."""
@@ -164,7 +167,7 @@ def open_tiff(path: Path, directory: Mapping[int, Any], max_pixels: int) -> Iter
 
 def read_png(path: Path) -> DeepPicture:
     """A PNG for which `is_deep_png` holds. A damaged file raises what Pillow makes of it."""
-    with Image.open(path, formats=["PNG"]) as image:
+    with open_any_size(path, ("PNG",)) as image:
         rawmode, size, key = str(image.tile[0][3]), (image.height, image.width), image.info.get("transparency")
     # Of 16 bits Pillow keeps 8, by default the high ones; told that the bytes come in the other order, the low ones.
     # For grey with alpha it knows one order only, but as four channels it shows all of the bytes.
@@ -173,6 +176,19 @@ def read_png(path: Path) -> DeepPicture:
     grey = rawmode in ("I;16B", "LA;16B")
     alpha = rawmode in ("LA;16B", "RGBA;16B") or key is not None
     return DeepPicture(size, grey, alpha, False, 16, 65535.0, _png_blocks(pictures, key))
+
+
+@contextmanager
+def open_any_size(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile.ImageFile]:
+    """`Image.open` without Pillow's own limit, which counts for the whole process; see `check_size`."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            opened = Image.open(path, formats=formats)  # reads the header, where the limit is looked at
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with opened as image:
+        yield image
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -184,8 +200,8 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _png_bytes(path: Path, rawmode: str) -> Image.Image:
     """The picture, the bytes of each pixel unpacked as `rawmode` says."""
-    with Image.open(path, formats=["PNG"]) as image:
-        image.tile = [(*image.tile[0][:3], rawmode)]
+    with open_any_size(path, ("PNG",)) as image:
+        image.tile = [(*image.tile[0][:3], rawmode)]  # type: ignore[list-item]  # plain tuples until Pillow 11
         image.load()
     return image
 

@@ -65,12 +65,12 @@ def edge_defocus_map(image: Tensor, *, callbacks: Callbacks = Callbacks()) -> Te
     Raises ValueError for what is no picture.
     """
     check_picture(image, "image")
-    maps = []
+    maps = image.new_empty(len(image), 1, *image.shape[-2:], dtype=torch.float32)
     for b in range(len(image)):
         callbacks.check()
-        maps.append(_edge_map(image[b : b + 1].float()))
+        maps[b : b + 1] = _edge_map(image[b : b + 1].float())
         callbacks.report(b + 1, len(image))
-    return torch.cat(maps)
+    return maps
 
 
 def _edge_map(image: Tensor) -> Tensor:
@@ -244,7 +244,11 @@ def deconvolve(
     for b in range(len(image)):
         item_map = defocus_map[b % len(defocus_map)][None].to(image)
         if item_map.shape[-2:] != image.shape[-2:]:
-            item_map = F.interpolate(item_map, size=(height, width), mode="bilinear", align_corners=False)
+            # Thin lines of a larger map must not fall between the pixels.
+            larger = item_map.shape[-2] > height or item_map.shape[-1] > width
+            item_map = F.interpolate(
+                item_map, size=(height, width), mode="bilinear", antialias=larger, align_corners=False
+            ).clamp(0, 1)
         radius = (radius_from_map(item_map) * scale).clamp(0, max_radius)
         for tile in tiles:
             part, part_radius = cut(image[b : b + 1], tile), cut(radius, tile)

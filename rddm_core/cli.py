@@ -1,4 +1,4 @@
-"""Command line: deblur, evaluate, evaluate-maps, train, info.
+"""Command line: deblur, evaluate, evaluate-maps, train, average, info.
 
 Libraries are imported inside the commands, so that `--help` answers at once.
 """
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -395,6 +396,12 @@ def _deblur(args: argparse.Namespace) -> int:
         _say(f"failed: {source}: {reason}", error=True)
     failures = len(unreadable)
     if jobs:
+        for folder in sorted({target.parent for job in jobs for target in job.outputs()}):
+            try:
+                _require_writable_folder(folder)
+            except OSError as error:
+                cause = f"cannot be written to ({error.strerror or error})"
+                raise CommandError(f"{folder} {cause}: change its permissions, or choose another output") from error
         failures += _deblur_all(args, jobs)
     if failures:
         _say(f"{failures} of {len(jobs) + len(unreadable)} failed", error=True)
@@ -452,10 +459,11 @@ def _work(args: argparse.Namespace) -> Work:
 def _manifest(args: argparse.Namespace, jobs: Sequence[Job], work: Work) -> Iterator[Manifest | None]:
     from .scale.manifest import MANIFEST_NAME, Manifest
 
-    if not (args.engine == "ray" if args.resume is None else args.resume):
+    single = len(jobs) == 1 and jobs[0].target == Path(args.output)
+    if not (args.engine == "ray" and not single if args.resume is None else args.resume):
         yield None
         return
-    if len(jobs) == 1 and jobs[0].target == Path(args.output):
+    if single:
         raise CommandError(f"--resume keeps {MANIFEST_NAME} among the results: give a folder as output, ending with /")
     with Manifest(Path(args.output), work.fingerprint()) as manifest:
         yield manifest
@@ -535,18 +543,21 @@ def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]
     found: dict[str, Path] = {}  # by absolute path: naming a file twice means it once
     failed: dict[Path, str] = {}
     for path in inputs:
-        if path.is_dir():
-            try:  # links that lead nowhere stay among them: reading them says so
-                files = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
-            except PermissionError:
-                failed[path] = "may not be read: change its permissions"
-                continue
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+            # Links that lead nowhere stay among them: reading them says so.
+            files = sorted(p for p in path.iterdir() if not p.is_dir() and p.name[0] != ".") if is_folder else []
+        except OSError as error:
+            denied = isinstance(error, PermissionError)
+            failed[path] = "may not be read: change its permissions" if denied else str(error.strerror or error)
+            continue
+        if is_folder:
             pictures = [p for p in files if p.suffix.lower() in FORMAT_OF_EXTENSION]
             if not pictures:
                 failed[path] = f"no pictures ({', '.join(FORMAT_OF_EXTENSION)}) directly in this folder"
             elif len(pictures) < len(files):
                 _say(f"{path}: {len(files) - len(pictures)} files of other kinds are left out")
-        elif path.is_file():
+        elif is_file:
             pictures = [path]
         else:
             pictures, failed[path] = [], "does not exist: check the name"
@@ -583,7 +594,7 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
     writers: dict[str, Job] = {}
     for job in jobs:
         for target in job.outputs():
-            if target.exists():
+            with suppress(OSError):  # not there yet, or a name that is too long: writing it says so
                 status = target.stat()
                 if source := identities.get((status.st_dev, status.st_ino)):
                     raise CommandError(f"{target} would overwrite the input {source}: choose another output")
@@ -626,9 +637,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         names = [*rows, *(name for name, _ in args.peer)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise CommandError(f"two rows are called {twice[0]}: name one of them, --peer NAME=FILE")
-        require_extra()
-        device = choose_device(args.device)
-        peers = [peer_method(name, path, device) for name, path in args.peer]
+        require_extra(report=args.report is not None)
+        _, dtype, device = _model_choice(args)
+        peers = [peer_method(name, path, device, settings, dtype) for name, path in args.peer]
         metrics = (*METRICS, lpips_metric()) if args.lpips else METRICS
         fid = PatchFID() if args.fid else None
     except (ValueError, MissingExtraError) as error:
@@ -745,9 +756,13 @@ def _require_writable(*targets: Path | None) -> None:
             continue
         if target.is_dir():
             raise CommandError(f"{target} is a folder: name a file to write to")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
+        _require_writable_folder(target.parent)
+
+
+def _require_writable_folder(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def run_evaluate_maps(args: argparse.Namespace) -> int:
@@ -1004,7 +1019,8 @@ def _say(text: str, error: bool = False) -> None:
 
 
 def _shown(line: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    # Spaces of other scripts are no control characters, and a path must be shown as it can be typed.
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in line)
 
 
 def _warn(text: str) -> None:

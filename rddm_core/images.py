@@ -68,6 +68,8 @@ _TIFF_PHOTO_TAGS = (
     *(0x010E, 0x010F, 0x0110, _ORIENTATION, 0x0131, 0x0132, 0x013B, 0x8298),
     *(_EXIF_FOLDER, _GPS_FOLDER),
 )
+_SIDES, _EXIF_SIDES = (0x0100, 0x0101), (0xA002, 0xA003)
+"""Width and height in EXIF's first folder and in the one that is its own."""
 _SRGB_PRIMARIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _CURES = {
     errno.ENOSPC: "the disk is full: free some space, or choose another folder",
@@ -132,8 +134,6 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
             raise ImageError(f"{path} is empty (0 bytes): copy or download it again")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            # Pillow's own limit for a warning is replaced by `max_pixels`.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             loaded = _read(path, max_pixels)
         for message in dict.fromkeys(str(w.message).strip() for w in caught):
             logger.warning("%s: %s", path, message)
@@ -144,9 +144,6 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
         raise ImageError(f"{path} {error}") from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{path} is not a JPEG, PNG, WebP, TIFF or BMP picture: convert it to one of these") from error
-    except Image.DecompressionBombError as error:
-        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels)) / 1e6  # Pillow's own
-        raise ImageError(f"{path} is larger than {limit:.0f} megapixels: reduce it first") from error
     except PermissionError as error:
         raise ImageError(f"{path} may not be read: change its permissions") from error
     except MemoryError as error:
@@ -249,7 +246,7 @@ def _read(path: Path, max_pixels: int) -> LoadedImage:
             metadata = _tiff_metadata(handle, directory, path)
             with bit_depth.open_tiff(path, directory, max_pixels) as picture:
                 return _from_deep(picture, metadata, path)
-    with Image.open(path, formats=_READ_FORMATS) as image:
+    with bit_depth.open_any_size(path, _READ_FORMATS) as image:
         bit_depth.check_size(image.width, image.height, max_pixels)
         # The further pages of a TIFF and the depth map or second view of a phone's JPEG are no animation.
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
@@ -415,6 +412,8 @@ def _exif(read: Callable[[], Image.Exif], path: Path, is_tiff: bool) -> tuple[in
             return orientation, None
         if _ORIENTATION in exif:
             exif[_ORIENTATION] = 1
+        if orientation >= 5:
+            _swap_sides(exif)
         return orientation, exif.tobytes()
     except Exception as error:  # other programs damage EXIF in many ways; the picture is not affected
         logger.warning("%s: its EXIF data are damaged (%s) and are left out", path, error)
@@ -437,6 +436,13 @@ def _photo_tags(exif: Image.Exif) -> Image.Exif:
         if value:
             kept[tag] = value
     return kept
+
+
+def _swap_sides(exif: Image.Exif) -> None:
+    """In what EXIF says of a picture's size, where it is about to be turned upright."""
+    for entries, (wide, high) in ((exif, _SIDES), (exif.get_ifd(_EXIF_FOLDER), _EXIF_SIDES)):
+        if wide in entries and high in entries:
+            entries[wide], entries[high] = entries[high], entries[wide]
 
 
 def _folder(exif: Image.Exif, tag: int) -> dict[int, Any]:
@@ -478,7 +484,7 @@ def _writer(path: Path, format: str, pixels: Tensor, like: LoadedImage, quality:
         )
 
     def deep_tiff(handle: BinaryIO) -> None:
-        exif = _with_xmp(_photo_tags(_parsed(like.exif)) if like.exif else Image.Exif(), like.xmp)
+        exif = _tiff_exif(like)
         bit_depth.write_tiff(handle, rows, size, channels=channels, bits=bits, icc=like.icc, exif=exif, dpi=like.dpi)
 
     if bits == 8:
@@ -518,7 +524,9 @@ def _save_options(path: Path, format: str, quality: int, like: LoadedImage) -> d
         options = {"quality": quality, "subsampling": 0}
     elif format == "WEBP":
         options = {"quality": quality, "lossless": quality >= 100, "exact": True}
-    if like.dpi:
+    if like.dpi and format == "JPEG" and not all(0.5 <= x < 65535.5 for x in like.dpi):
+        logger.warning("%s: its resolution is beyond what JPEG can hold and is left out", path)
+    elif like.dpi:
         options["dpi"] = like.dpi
     if format in _WITHOUT_METADATA:
         if like.icc or like.exif or like.xmp:
@@ -528,6 +536,8 @@ def _save_options(path: Path, format: str, quality: int, like: LoadedImage) -> d
         logger.warning("%s: its colour profile is too long for JPEG and is left out; save as PNG to keep it", path)
     elif like.icc:
         options["icc_profile"] = like.icc
+    if format == "TIFF":
+        return options | {"exif": _tiff_exif(like).tobytes()}
     exif = _exif_with_resolution(like) if format == "WEBP" else like.exif
     if exif and format == "JPEG" and len(exif) > _MAX_JPEG_EXIF:
         logger.warning("%s: its EXIF data are too long for JPEG and are left out", path)
@@ -544,18 +554,17 @@ def _xmp_options(path: Path, format: str, like: LoadedImage) -> dict[str, Any]:
         text = PngImagePlugin.PngInfo()
         text.add_itxt(bit_depth.PNG_XMP, like.xmp.decode())
         return {"pnginfo": text}
-    if format == "TIFF":
-        return {"exif": _with_xmp(_parsed(like.exif) if like.exif else Image.Exif(), like.xmp)}
     if format == "JPEG" and len(like.xmp) > _MAX_JPEG_XMP:
         logger.warning("%s: its XMP data are too long for JPEG and are left out", path)
         return {}
     return {"xmp": like.xmp}
 
 
-def _with_xmp(exif: Image.Exif, xmp: bytes | None) -> Image.Exif:
-    """As the tag that TIFF keeps it in."""
-    if xmp:
-        exif[_TIFF_XMP] = xmp
+def _tiff_exif(like: LoadedImage) -> Image.Exif:
+    """What TIFF keeps of EXIF and XMP: tags of the photograph, and none that would speak of the file's layout."""
+    exif = _photo_tags(_parsed(like.exif)) if like.exif else Image.Exif()
+    if like.xmp:
+        exif[_TIFF_XMP] = like.xmp
     return exif
 
 

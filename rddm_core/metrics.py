@@ -1,7 +1,7 @@
 """Fidelity of a picture to its target, on 8-bit RGB.
 
 Pictures are [3, H, W] in 0..1. Both are rounded to 8 bits first, because that is what is stored and looked
-at. PSNR and SSIM are scikit-image's and the perceptual metrics piq's; both come with the extra `eval`.
+at. PSNR and SSIM are scikit-image's and the perceptual metrics piq's.
 """
 
 from __future__ import annotations
@@ -107,10 +107,17 @@ def to_8bit(*pictures: Tensor) -> list[np.ndarray]:
     return [(p * 255).round().byte().permute(1, 2, 0).contiguous().numpy() for p in bounded]
 
 
-def require_extra() -> None:
-    """MissingExtraError now rather than after the first picture."""
+def require_extra(report: bool = False) -> None:
+    """MissingExtraError now rather than after the first picture, or with `report` after the last one."""
     _library("skimage.metrics")
     _library("piq")
+    if report:
+        try:
+            import_module("matplotlib")
+        except ImportError as error:
+            raise MissingExtraError(
+                'reports need matplotlib: pip install "matplotlib>=3.8" (or the extra `eval`)'
+            ) from error
 
 
 def _perceptual(name: str, image: Tensor, target: Tensor) -> float:
@@ -128,5 +135,5 @@ def _library(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise MissingExtraError(
-            "scores need scikit-image and piq: pip install 'scikit-image>=0.22' 'piq>=0.8' (or the extra `eval`)"
+            'scores need scikit-image and piq: pip install "scikit-image>=0.22" "piq>=0.8" (or the extra `eval`)'
         ) from error

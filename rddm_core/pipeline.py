@@ -364,7 +364,12 @@ def merge_residual(
     _check_strength(strength)
     original = original.float()
     weight = None if mask is None else _fit_map(mask, original, "mask")
-    return _apply(original, pre_deblurred.to(original) + residual.to(original), strength, weight)
+    merged = torch.empty_like(original)
+    for b in range(len(original)):  # a batch may be a whole film
+        one = original[b]
+        guess, change = pre_deblurred[b].to(one), residual[b].to(one)
+        merged[b] = _apply(one, guess + change, strength, None if weight is None else weight[b])
+    return merged
 
 
 def _apply(original: Tensor, deblurred: Tensor, strength: float, mask: Tensor | None) -> Tensor:

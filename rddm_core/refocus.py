@@ -68,23 +68,23 @@ def refocus(image: Tensor, depth: Tensor, lens: Lens, *, callbacks: Callbacks = 
     check_map(depth, len(image), "depth")
     batch, _, height, width = image.shape
     scale = max(1.0, max(height, width) / WORKING_SIZE)
-    pictures, maps = [], []
+    pictures = image.new_empty(image.shape, dtype=torch.float32)
+    maps = pictures.new_empty(batch, 1, height, width)
     for b in range(batch):
         item = depth[b % len(depth)][None].float().cpu()
         if item.shape[-2:] != image.shape[-2:]:
             item = F.interpolate(item, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
         behind = lens.focus - item if lens.near_is_bright else item - lens.focus
         radius = lens.radius * behind[0, 0]
-        rendered = render_defocus(
+        pictures[b] = render_defocus(
             image[b].float().cpu(),
             radius,
             Aperture(lens.blades, rotation=math.pi / 2),
             levels=LEVELS,
             callbacks=replace(callbacks, progress=partial(_report, callbacks, b, batch)),
         )
-        pictures.append(rendered.to(image.device))
-        maps.append(map_from_radius(radius / scale)[None].to(image.device))
-    return torch.stack(pictures), torch.stack(maps)
+        maps[b, 0] = map_from_radius(radius / scale)
+    return pictures, maps
 
 
 def _report(callbacks: Callbacks, b: int, batch: int, done: int, layers: int) -> None:

@@ -1,7 +1,7 @@
 /** The slider of RDDM Compare: the view of `compare_view.js` as a DOM widget on the node. */
 
 import { CompareView } from "./compare_view.js";
-import { afterCallback, app, fileUrl, locatorOf, resultsOf, texts } from "./host.js";
+import { addStyle, afterCallback, app, everyFrame, fileUrl, locatorOf, passCanvasGestures, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -45,37 +45,20 @@ function addSlider(node) {
   widget.serialize = false; // of the workflow's widget values; the option is about the prompt
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
 
-  view.element.addEventListener(
-    "wheel",
-    (event) => {
-      // In the classic renderer the element lies over the canvas and would keep the wheel from it.
-      if (view.element.closest(".dom-widget")) app.canvas.processMouseWheel(event);
-    },
-    { passive: false },
-  );
-  // Copying makes a node that never comes into a graph, and so never leaves one: nothing may run for it.
-  let frame = 0;
-  afterCallback(node, "onAdded", () => {
-    view.start();
-    cancelAnimationFrame(frame);
-    frame = requestAnimationFrame(function watch() {
-      showResults(node, view);
-      view.refresh();
-      frame = requestAnimationFrame(watch);
-    });
+  passCanvasGestures(view.element);
+  everyFrame(node, () => {
+    showResults(node, view);
+    view.refresh();
   });
-  afterCallback(node, "onRemoved", () => {
-    cancelAnimationFrame(frame);
-    view.stop();
-  });
+  afterCallback(node, "onAdded", () => view.start());
+  afterCallback(node, "onRemoved", () => view.stop());
   afterCallback(node, "onConfigure", () => {
     if (node.graph) restore(node, view);
   });
 }
 
 /**
- * Show what the node's last run sent, unless it is shown already. Looked for and not waited for: after undo and a
- * change of the workflow the host puts results back without a word.
+ * Show what the node's last run sent, unless it is shown already.
  * @param {LGraphNode} node
  * @param {CompareView} view
  */
@@ -137,12 +120,7 @@ function show(view, before, after) {
 
 app.registerExtension({
   name: "RDDM.Compare",
-  setup() {
-    const sheet = document.createElement("link");
-    sheet.rel = "stylesheet";
-    sheet.href = new URL("./compare.css", import.meta.url).href;
-    document.head.append(sheet);
-  },
+  setup: () => addStyle("compare.css"),
   nodeCreated(node) {
     if (node.comfyClass === NODE) addSlider(/** @type {LGraphNode} */ (node));
   },

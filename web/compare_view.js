@@ -53,8 +53,10 @@ export class CompareView {
     this.frame = element("div", "rddm-compare-frame", this.before, this.after);
     this.divider = element("div", "rddm-compare-divider", element("div", "rddm-compare-handle"));
     this.captions = [caption(text("before")), caption(text("after")), caption(text("gain", DIFFERENCE_GAIN))];
+    this.stage = element("div", "rddm-compare-stage", this.frame, this.divider, ...this.captions);
+    // Beside the stage: what is inside a slider is not read out.
     this.message = element("p", "rddm-compare-message");
-    this.stage = element("div", "rddm-compare-stage", this.frame, this.divider, ...this.captions, this.message);
+    this.message.setAttribute("role", "status");
     this.stage.tabIndex = 0;
 
     this.previous = button("‹", text("previous"), () => this.show(this.state.index - 1));
@@ -74,7 +76,7 @@ export class CompareView {
     this.bar = element("div", "rddm-compare-bar", this.batch, zoomGroup, this.differ);
     this.bar.setAttribute("role", "toolbar");
     this.bar.setAttribute("aria-label", text("view"));
-    this.element = element("div", "rddm-compare", this.stage, this.bar);
+    this.element = element("div", "rddm-compare", this.stage, this.message, this.bar);
 
     for (const image of [this.before, this.after]) {
       image.addEventListener("load", () => this.layout());
@@ -176,9 +178,9 @@ export class CompareView {
     this.element.classList.toggle("rddm-compare-difference", difference);
     this.element.classList.toggle("rddm-compare-zoomed", zoom > 0);
     this.element.classList.toggle("rddm-compare-pixels", zoom >= 2);
-    this.message.textContent = this.text(this.missing ? "missing" : "empty");
+    say(this.message, ready ? "" : this.text(this.missing ? "missing" : "empty"));
     this.batch.hidden = this.count < 2;
-    this.counter.textContent = `${index + 1} / ${this.count}`;
+    say(this.counter, this.count < 2 ? "" : `${index + 1} / ${this.count}`);
     this.previous.disabled = index === 0;
     this.next.disabled = index >= this.count - 1;
     this.zooms.forEach((each, i) => each.setAttribute("aria-pressed", String(zoom === ZOOMS[i].zoom)));
@@ -372,6 +374,15 @@ function button(text, title, action) {
   if (text.length === 1) made.setAttribute("aria-label", title);
   made.addEventListener("click", action);
   return made;
+}
+
+/**
+ * Screen readers read a live text out again whenever it is set, even to what it was.
+ * @param {HTMLElement} live
+ * @param {string} text
+ */
+function say(live, text) {
+  if (live.textContent !== text) live.textContent = text;
 }
 
 /**

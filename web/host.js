@@ -26,7 +26,10 @@ import { textsIn } from "./texts.js";
 /**
  * A graph inside a node, with the slots that lead out of it.
  * @typedef {NonNullable<LGraphNode["graph"]> & {
- *   outputs: {linkIds: number[], connect(slot: LGraphNode["outputs"][number], node: LGraphNode): unknown}[],
+ *   outputs: {
+ *     linkIds: number[],
+ *     connect(slot: LGraphNode["outputs"][number], node: LGraphNode, afterRerouteId?: number): unknown,
+ *   }[],
  * }} Subgraph
  */
 
@@ -70,6 +73,66 @@ export function resultsOf(node) {
  */
 export function locatorOf(node) {
   return node.graph && !node.graph.isRootGraph ? `${node.graph.id}:${node.id}` : String(node.id);
+}
+
+/**
+ * Add a style sheet to the page.
+ * @param {string} name of the file beside this one
+ */
+export function addStyle(name) {
+  const sheet = document.createElement("link");
+  sheet.rel = "stylesheet";
+  sheet.href = new URL(`./${name}`, import.meta.url).href;
+  document.head.append(sheet);
+}
+
+/**
+ * Run `look` in every frame as long as the node is in a graph: after undo and a change of the workflow the host puts
+ * results back without a word. Copying makes a node that never comes into a graph; nothing runs for it.
+ * @param {LGraphNode} node
+ * @param {() => void} look
+ */
+export function everyFrame(node, look) {
+  let frame = 0;
+  afterCallback(node, "onAdded", () => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(function watch() {
+      look();
+      frame = requestAnimationFrame(watch);
+    });
+  });
+  afterCallback(node, "onRemoved", () => cancelAnimationFrame(frame));
+}
+
+/**
+ * Whether the element lies over the canvas, as in the classic way of drawing nodes, and keeps the mouse from it.
+ * @param {HTMLElement} element
+ */
+function liesOverTheCanvas(element) {
+  return element.closest(".dom-widget") !== null;
+}
+
+/**
+ * Let the wheel zoom and the middle button pan the graph from above a widget's element, as everywhere else.
+ * @param {HTMLElement} element
+ */
+export function passCanvasGestures(element) {
+  element.addEventListener(
+    "wheel",
+    (event) => {
+      if (liesOverTheCanvas(element)) app.canvas.processMouseWheel(event);
+    },
+    { passive: false },
+  );
+  element.addEventListener("pointerdown", (event) => {
+    if (event.button === 1 && liesOverTheCanvas(element)) app.canvas.processMouseDown(event);
+  });
+  element.addEventListener("pointermove", (event) => {
+    if (event.buttons & 4 && liesOverTheCanvas(element)) app.canvas.processMouseMove(event);
+  });
+  element.addEventListener("pointerup", (event) => {
+    if (event.button === 1 && liesOverTheCanvas(element)) app.canvas.processMouseUp(event);
+  });
 }
 
 /**

@@ -22,17 +22,26 @@ const PICTURES = "rddm_pictures";
 const WIDGET = "correct by hand";
 /** Key in the properties of the Load Image node: id of the node whose map it corrects. */
 const CORRECTS = "rddm_corrects";
-/** Key in the same: what the map was connected to, `[node, input][]`. */
+/** Key in the same: what the map was connected to, `Target[]`. */
 const TARGETS = "rddm_targets";
 /** Output of Load Image that is its mask. */
 const MASK_SLOT = 1;
 /** What a link inside a subgraph has as its target if it leads out of it. */
 const OUTSIDE = "-20";
 const GAP = 40;
+/** Height that a Load Image node comes to with its picture. */
+const LOADER_HEIGHT = 340;
 /** The mask editor in the page, by the names that front ends of different years give it. */
 const EDITOR = "[data-testid='mask-editor-root'], .maskEditor-dialog-root";
 /** Milliseconds between two looks at whether the editor has saved or gone. */
-const WATCH = 300;
+const WATCH = 100;
+/** How many of them the editor may take to open. */
+const PATIENCE = 300;
+
+/**
+ * Node, input, and the last point that the link was led through, if there was one.
+ * @typedef {[string, number, (number | null)?]} Target
+ */
 
 /** @param {LGraphNode} node */
 function addButton(node) {
@@ -52,8 +61,8 @@ async function correct(node) {
   const text = texts();
   const corrected = loaderOf(node);
   if (corrected) {
-    app.canvas.centerOnNode(corrected); // out of sight it loads no picture
-    if (await hasPicture(corrected)) await edit(node, corrected);
+    bringIntoView(corrected);
+    if (await hasPicture(corrected)) await edit(node, corrected, holdUndo());
     else tell(text("correctedGone", corrected.title));
     return;
   }
@@ -63,14 +72,21 @@ async function correct(node) {
     tell(text("runFirst"));
     return;
   }
+  const release = holdUndo();
   const loader = addLoader(node, paintable);
-  if (!loader) return;
+  if (!loader) {
+    release();
+    return;
+  }
   if (await hasPicture(loader)) {
-    const [pictures] = resultsOf(node)?.[PICTURES] ?? [1];
+    /** @type {number[]} */
+    const counts = resultsOf(node)?.[PICTURES] ?? []; // one for each time that the node ran, for a list of pictures
+    const pictures = counts.reduce((sum, count) => sum + count, 0);
     if (pictures > 1) tell(text("firstOfBatch", pictures));
-    await edit(node, loader, () => loader.graph?.remove(loader));
+    await edit(node, loader, release, () => loader.graph?.remove(loader));
   } else {
     loader.graph?.remove(loader);
+    release();
     tell(text("estimateGone"));
   }
 }
@@ -86,6 +102,50 @@ function loaderOf(node) {
 }
 
 /**
+ * Let what follows be one step of undo, or none if it comes to nothing, until the returned function is called.
+ * @returns {() => void}
+ */
+function holdUndo() {
+  // Of this workflow: another one may be open by then.
+  const tracker = /** @type {any} */ (app.extensionManager).workflow?.activeWorkflow?.changeTracker;
+  tracker?.beforeChange?.();
+  let held = true;
+  return () => {
+    if (held) tracker?.afterChange?.();
+    held = false;
+  };
+}
+
+/**
+ * Out of sight a node loads no picture.
+ * @param {LGraphNode} node
+ */
+function bringIntoView(node) {
+  const [left, top, width, height] = app.canvas.visible_area;
+  const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + node.size[1] / 2];
+  if (x < left || x > left + width || y < top || y > top + height) app.canvas.centerOnNode(node);
+}
+
+/**
+ * Where below `node` there is room for a Load Image node of that width.
+ * @param {LGraphNode} node
+ * @param {number} width
+ * @returns {[number, number]}
+ */
+function freePlace(node, width) {
+  const [x] = node.pos;
+  let y = node.pos[1] + node.size[1] + 2 * GAP;
+  for (;;) {
+    const inTheWay = node.graph?.nodes.find(
+      ({ pos, size }) =>
+        pos[0] < x + width + GAP && x < pos[0] + size[0] && pos[1] < y + LOADER_HEIGHT + GAP && y < pos[1] + size[1] + GAP,
+    );
+    if (!inTheWay) return [x, y];
+    y = inTheWay.pos[1] + inTheWay.size[1] + 2 * GAP;
+  }
+}
+
+/**
  * A Load Image node beside `node`, with the photograph and the estimated map.
  * @param {LGraphNode} node
  * @param {SavedFile} file
@@ -95,9 +155,10 @@ function addLoader(node, file) {
   const loader = LiteGraph.createNode(LOADER, texts()("correctedMap"));
   const image = loader && imageOf(loader);
   if (!loader || !image || !node.graph) return undefined;
-  loader.pos = [node.pos[0], node.pos[1] + node.size[1] + 2 * GAP];
+  loader.pos = freePlace(node, loader.size[0]);
   loader.properties[CORRECTS] = node.id;
   node.graph.add(loader);
+  bringIntoView(loader);
   const estimated = `${file.subfolder ? `${file.subfolder}/` : ""}${file.filename} [${file.type}]`;
   image.value = estimated;
   image.callback?.(estimated);
@@ -116,24 +177,33 @@ function imageOf(loader) {
  * Open the mask editor with the picture of `loader`. Once it has saved, the painted map counts.
  * @param {LGraphNode} node
  * @param {LGraphNode} loader
- * @param {() => void} [cancelled] called when the editor closes without having saved
+ * @param {() => void} release called when it is over
+ * @param {() => void} [cancelled] called before that if the editor has closed without having saved, or never opened
  */
-async function edit(node, loader, cancelled) {
+async function edit(node, loader, release, cancelled) {
   const before = imageOf(loader)?.value;
   let opened = false;
+  let looks = 0;
   // The mask editor calls nothing: it sets the value when it saves, and goes away.
   const timer = setInterval(() => {
     const isOpen = document.querySelector(EDITOR) !== null;
     const isSaved = imageOf(loader)?.value !== before;
-    if (isSaved || (opened && !isOpen)) clearInterval(timer);
-    if (isSaved) moveLinks(node, loader);
-    else if (opened && !isOpen) cancelled?.();
+    const isOver = isSaved || (!isOpen && (opened || ++looks > PATIENCE));
     opened ||= isOpen;
+    if (!isOver) return;
+    clearInterval(timer);
+    if (isSaved) moveLinks(node, loader);
+    else cancelled?.();
+    release();
   }, WATCH);
   // Called too when the whole graph goes, which leaves `loader.graph` as it was.
-  afterCallback(loader, "onRemoved", () => clearInterval(timer));
+  afterCallback(loader, "onRemoved", () => {
+    clearInterval(timer);
+    queueMicrotask(release); // still in the graph now
+  });
   app.canvas.selectNode(loader);
   await app.extensionManager.command.execute("Comfy.MaskEditor.OpenMaskEditor");
+  opened ||= document.querySelector(EDITOR) !== null;
 }
 
 /**
@@ -144,13 +214,13 @@ async function edit(node, loader, cancelled) {
 function moveLinks(node, loader) {
   const { graph } = node;
   if (!graph) return;
-  /** @type {[string, number][]} */
+  /** @type {Target[]} */
   const targets = [];
   for (const id of node.outputs[mapSlot(node)]?.links ?? []) {
     const link = graph.getLink(id);
-    if (link) targets.push([String(link.target_id), link.target_slot]);
+    if (link) targets.push([String(link.target_id), link.target_slot, link.parentId ?? null]);
   }
-  for (const [id, slot] of targets) connect(graph, loader, MASK_SLOT, id, slot);
+  for (const target of targets) connect(graph, loader, MASK_SLOT, target);
   loader.properties[TARGETS] = [...targetsOf(loader), ...targets];
 }
 
@@ -163,16 +233,17 @@ function giveBack(graph, loader) {
   const found = graph.nodes.find(({ id }) => String(id) === String(loader.properties[CORRECTS]));
   const node = /** @type {LGraphNode | undefined} */ (found);
   if (node?.comfyClass !== NODE || loaderOf(node)) return;
-  for (const [id, slot] of targetsOf(loader)) {
+  for (const target of targetsOf(loader)) {
+    const [id, slot] = target;
     const { outputs } = /** @type {Subgraph} */ (graph);
     const taken = id === OUTSIDE ? outputs[slot]?.linkIds.length : graph.getNodeById(id)?.inputs[slot]?.link != null;
-    if (!taken) connect(graph, node, mapSlot(node), id, slot);
+    if (!taken) connect(graph, node, mapSlot(node), target);
   }
 }
 
 /**
  * @param {LGraphNode} loader
- * @returns {[string, number][]}
+ * @returns {Target[]}
  */
 function targetsOf(loader) {
   const remembered = /** @type {any} */ (loader.properties[TARGETS]);
@@ -185,20 +256,21 @@ function mapSlot(node) {
 }
 
 /**
- * Connect an output with an input of the node `id`, if there is one, or with an output of the subgraph.
+ * Connect an output with an input of a node, if it is still there, or with an output of the subgraph, through the point
+ * that the link led through.
  * @param {NonNullable<LGraphNode["graph"]>} graph
  * @param {LGraphNode} from
  * @param {number} output
- * @param {string} id
- * @param {number} slot
+ * @param {Target} target
  */
-function connect(graph, from, output, id, slot) {
+function connect(graph, from, output, [id, slot, point]) {
+  const through = point != null && graph.reroutes.has(point) ? point : undefined;
   if (id === OUTSIDE) {
-    /** @type {Subgraph} */ (graph).outputs[slot]?.connect(from.outputs[output], from);
+    /** @type {Subgraph} */ (graph).outputs[slot]?.connect(from.outputs[output], from, through);
     return;
   }
   const target = graph.getNodeById(id);
-  if (target) from.connect(output, target, slot);
+  if (target) from.connect(output, target, slot, through);
 }
 
 /**

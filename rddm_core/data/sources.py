@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
+
+from ..images import ImageError, load_image
+from ..metrics import to_8bit
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,24 @@ class MaskedPhoto:
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Decode to uint8 [H, W, 3]."""
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+    """Decode to uint8 [H, W, 3], as the evaluation does: upright, 16 bits rounded. Raises ImageError."""
+    return to_8bit(load_image(path).pixels)[0]
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Decode to the brightness of every pixel, uint8 [H, W]."""
-    with Image.open(path) as image:
+    """Decode to the brightness of every pixel, uint8 [H, W], upright. Raises ImageError."""
+    with _opened(path) as image:
         return np.array(image.convert("L"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture, upright. Raises ImageError, which names the file."""
+    try:
+        with Image.open(path) as image:
+            yield ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"{path} is missing, damaged or no picture ({error}): copy or download it again") from error
 
 
 def check_sizes(partners: Iterable[tuple[Path, Path]]) -> None:
@@ -68,14 +81,18 @@ def check_sizes(partners: Iterable[tuple[Path, Path]]) -> None:
         sizes = []
         for path in paths:
             with Image.open(path) as image:
-                sizes.append("x".join(map(str, image.size)))
+                lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # on its side
+                sizes.append("x".join(map(str, image.size[::-1] if lies else image.size)))
         if sizes[0] != sizes[1]:
             raise ValueError(f"{paths[0]} is {sizes[0]}, but {paths[1]} is {sizes[1]}: they must be of one size")
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Decode the number of every pixel's segment, uint8 [H, W]: of palette images the index, whatever its colour."""
-    with Image.open(path) as image:
+    """Decode the number of every pixel's segment, uint8 [H, W]: of palette images the index, whatever its colour.
+
+    Raises ImageError.
+    """
+    with _opened(path) as image:
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))
 
 

@@ -43,6 +43,8 @@ BLURRED = "blurred"
 """Name of the row every manifest pair has: the input itself."""
 
 CARRIED_COLUMNS = ("scene", "split", "grade")
+MAX_VALUES = 8
+"""Values of a column that an error message names."""
 
 Method = Callable[[Tensor], Mapping[str, Tensor]]
 """Blurred picture [3, H, W] in 0..1 -> row name -> picture [3, H, W], in the order of the table. A row may also be
@@ -161,7 +163,9 @@ def find_pairs(
 ) -> list[Pair]:
     """The pairs of a manifest, or of a folder that is a data set of `layout` (see data.datasets) or has a manifest.
 
-    Pairs of a data set have the columns blur, sharp (relative to the folder), scene and split (train, dev or test).
+    Pairs of a data set have the columns blur, sharp (relative to the folder), scene and split (train, dev or test);
+    where `where` names no split, those of `test` are taken if there are any.
+
     Raises ManifestError and DatasetError.
     """
     if path.is_dir() and layout in ("auto", MANIFEST) and (path / "manifest.csv").is_file():
@@ -173,6 +177,8 @@ def find_pairs(
         for pair in members:
             relative = {k: p.relative_to(path).as_posix() for k, p in (("blur", pair.blurred), ("sharp", pair.sharp))}
             pairs.append(Pair(pair.blurred, pair.sharp, relative | {"scene": pair.scene, "split": split}))
+    if all(column != "split" for column, _ in where) and any(pair.columns["split"] == "test" for pair in pairs):
+        where = (*where, ("split", "test"))
     return _select(pairs, path, where, limit)
 
 
@@ -180,7 +186,13 @@ def _select(pairs: list[Pair], path: Path, where: Sequence[tuple[str, str]], lim
     selected = [pair for pair in pairs if all(pair.columns.get(column) == value for column, value in where)]
     if not selected:
         selection = " and ".join(f"{c}={v}" for c, v in where)
-        raise ManifestError(f"{path} has no rows" + (f" with {selection}" if selection else ""))
+        there = [
+            f"{column} is {', '.join(found[:MAX_VALUES])}{', ...' if len(found) > MAX_VALUES else ''}"
+            for column, _ in where
+            if (found := sorted({pair.columns.get(column) or "empty" for pair in pairs}))
+        ]
+        cause = f" with {selection}" if selection else ""
+        raise ManifestError(f"{path} has no rows{cause}" + (f"; there {' and '.join(there)}" if there else ""))
     return selected[:limit]
 
 

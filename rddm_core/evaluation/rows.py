@@ -71,9 +71,15 @@ def rddm_method(model: RDDM, settings: DeblurSettings, rows: Sequence[str] = DEF
     return restore
 
 
-def peer_method(name: str, path: Path, device: torch.device | str = "cpu") -> Method:
-    """One row, called `name`: a checkpoint of this package at its recommended steps (of the stage `regression`, its
-    pre-deblur network alone and without a map), or any restoration model that spandrel loads.
+def peer_method(
+    name: str,
+    path: Path,
+    device: torch.device | str = "cpu",
+    settings: DeblurSettings = DeblurSettings(),
+    dtype: torch.dtype = torch.float32,
+) -> Method:
+    """One row, called `name`: a checkpoint of this package with `settings`, but at its own recommended steps (of the
+    stage `regression`, its pre-deblur network alone and without a map), or any restoration model that spandrel loads.
 
     Raises RowError for a file that neither can use.
     """
@@ -83,11 +89,14 @@ def peer_method(name: str, path: Path, device: torch.device | str = "cpu") -> Me
         if not path.is_file():
             raise RowError(str(error)) from error
         return _spandrel_method(name, path, torch.device(device))
-    model = load_checkpoint(path, device=device)
+    model = load_checkpoint(path, dtype=dtype, device=device)
+    own = replace(settings, steps=0)
 
     def restore(blurred: Tensor) -> dict[str, Tensor]:
         image = blurred[None]
-        return {name: (regress(model, image) if regression else deblur(model, image, keep_stages=False).image)[0]}
+        if regression:
+            return {name: regress(model, image)[0]}
+        return {name: deblur(model, image, settings=own, keep_stages=False, mean=True).image[0]}
 
     return restore
 

@@ -10,8 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 
-from PIL import Image
-
+from ..bit_depth import open_any_size
 from ..files import remove_own_partials
 from ..images import FORMAT_OF_EXTENSION, LoadedImage
 from ..networks.model import RDDM
@@ -131,7 +130,7 @@ def _pixels(source: Path) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are said when the picture is read
-            with Image.open(source, formats=sorted(set(FORMAT_OF_EXTENSION.values()))) as image:
+            with open_any_size(source, tuple(set(FORMAT_OF_EXTENSION.values()))) as image:
                 return image.width * image.height
     except Exception:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -107,15 +108,30 @@ class Recipe:
     licence: str = ""
     """Terms of the weights, one line for the checkpoint: who writes the recipe knows those of its data."""
     precision: Literal["auto", "bf16", "no"] = "auto"
-    """`auto`: bf16 on a GPU and on CPUs with AVX512-BF16 or AMX; on a CPU without, it took ten times as long as fp32
-    ("no")."""
+    """`auto`: bf16 on GPUs (NVIDIA's from Ampere on) and on CPUs with AVX512-BF16 or AMX; on a CPU without, it took ten
+    times as long as fp32 ("no")."""
     workers: int = 1
     seed: int = 0
     checkpoint_minutes: float = 3.0
     validate_minutes: float = 10.0
 
     def __post_init__(self) -> None:
-        override(preset(self.preset), self.network)  # raises ValueError for keys and values that do not fit
+        # Raises ValueError for keys and values that do not fit.
+        config = override(preset(self.preset), self.network)
+        # Told now: the steps, for one, are first used by a validation, and may not change after that.
+        for name, value, low, high in (
+            ("recommended_steps", self.recommended_steps, 1, config.diffusion.timesteps),
+            ("batch", self.batch, 1, math.inf),
+            ("steps", self.steps, 1, math.inf),
+            ("workers", self.workers, 0, math.inf),
+            ("ema", self.ema, 0, 1),
+            ("noise_share", self.noise_share, 0, 1),
+            ("decay_share", self.decay_share, 0, 1),
+            ("learning_rate", self.learning_rate, 0, math.inf),
+        ):
+            if not low <= value <= high:
+                bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise ValueError(f"{name} must be {bounds}, not {value}")
         if (self.network or self.parts) and self.start_from and not self.rebuild:
             raise ValueError("network and parts need rebuild, or start_from brings its networks as they are")
 

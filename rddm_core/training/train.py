@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..checkpoint import default_checkpoint_path, load_checkpoint, read_info, save_checkpoint
 from ..config import config_from_dict, config_to_dict, override, preset
-from ..data.datasets import dataset_masks, dataset_pairs
+from ..data.datasets import MANIFEST, dataset_masks, dataset_pairs
 from ..data.sources import DepthPhoto, PhotoPair, check_sizes, depth_photos, focal_stack_depths, read_rgb, sharp_photos
 from ..data.stream import Sample, Sources, TrainingStream
 from ..data.synthetic import RenderedPack
@@ -313,9 +313,12 @@ def precision_for(recipe: Recipe) -> str:
     """The recipe's precision, `auto` resolved for this machine."""
     if recipe.precision != "auto":
         return recipe.precision
-    # A CPU without instructions for bf16 imitates it, ten times as slowly as fp32. Older torch cannot tell: fp32.
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = torch.cuda.is_available() or known.get("avx512_bf16") or known.get("amx_bf16")
+    if torch.cuda.is_available():  # NVIDIA's before Ampere imitate it
+        fast = torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        # A CPU without instructions for bf16 imitates it, ten times as slowly as fp32. Older torch cannot tell: fp32.
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
     return "bf16" if fast else "no"
 
 
@@ -501,7 +504,8 @@ def open_sources(recipe: Recipe) -> Sources:
     depths: list[DepthPhoto] = []
     if data.depth:
         depths = depth_photos(root / data.depth)
-        depths += focal_stack_depths(root / data.pairs, "train") if data.pairs else []
+        if data.pairs and data.layout == MANIFEST:  # which alone says what a focal stack is
+            depths += focal_stack_depths(root / data.pairs, "train")
     pairs = dataset_pairs(root / data.pairs, "train", data.layout) if data.pairs else []
     folder = runs_folder() / data.pack
     if data.leave_out:

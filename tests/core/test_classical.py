@@ -140,6 +140,12 @@ def test_nothing_to_do_changes_nothing(sign: Tensor) -> None:
     assert torch.equal(deconvolve(sign[None], torch.zeros(1, 1, 7, 9)), sign[None])
 
 
+def test_thin_lines_of_a_larger_map_count(sign: Tensor) -> None:
+    lines = torch.zeros(1, 1, 4 * sign.shape[1], 4 * sign.shape[2])
+    lines[..., ::4] = 1.0
+    assert not torch.equal(deconvolve(sign[None], lines), sign[None])
+
+
 def test_max_radius_limits(market: Tensor) -> None:
     seen = blurred(market, 2.0)
     limited = deconvolve(seen, flat_map(6.0), max_radius=2.0)

@@ -16,7 +16,7 @@ from PIL import Image
 import rddm_core
 from rddm_core import cli
 from rddm_core.checkpoint import load_checkpoint, save_checkpoint
-from rddm_core.images import load_image
+from rddm_core.images import comparison_sheet, load_image, save_image
 from rddm_core.pipeline import DeblurSettings, deblur
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +87,28 @@ def test_one_file_into_a_file(run, tmp_path: Path, tiny_checkpoint: Path) -> Non
     assert not np.array_equal(values(tmp_path / "new/b.png"), values(source))
 
 
+@pytest.mark.parametrize("strength", [0.4, 1.5])
+def test_strength_weighs_the_change(run, tmp_path: Path, tiny_checkpoint: Path, strength: float) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    assert run(source, "-o", tmp_path / "b.png", "--strength", strength)[0] == 0
+    model, picture = load_checkpoint(tiny_checkpoint), load_image(source).pixels[None]
+    expected, whole = (deblur(model, picture, settings=DeblurSettings(strength=s)).image[0] for s in (strength, 1.0))
+    assert np.array_equal(values(tmp_path / "b.png"), (expected * 255).round().byte().permute(1, 2, 0).numpy())
+    assert (expected - whole).abs().max() > 0.01
+
+
+def test_extras_hold_what_they_are_called(run, tmp_path: Path, tiny_checkpoint: Path) -> None:  # type: ignore[no-untyped-def]
+    source = photo(tmp_path / "a.png")
+    assert run(source, "-o", tmp_path / "b.png", "--save-map", "--save-pre-deblur", "--compare", "--steps", 1)[0] == 0
+    picture = load_image(source).pixels
+    result = deblur(load_checkpoint(tiny_checkpoint), picture[None], settings=DeblurSettings(steps=1))
+    assert result.pre_deblurred is not None
+    for name, expected in (("map", result.defocus_map[0]), ("pre-deblur", result.pre_deblurred[0].clamp(0, 1))):
+        assert (load_image(tmp_path / f"b.{name}.png").pixels - expected).abs().max() <= 0.5001 / 255
+    save_image(tmp_path / "sheet.jpg", comparison_sheet({"input": picture, "deblurred": result.image[0]}), quality=92)
+    assert np.array_equal(values(tmp_path / "b.compare.jpg"), values(tmp_path / "sheet.jpg"))
+
+
 def test_seed_decides_the_result(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     source = photo(tmp_path / "a.png")
     for name, seed in (("one", 1), ("again", 1), ("two", 2)):
@@ -134,6 +156,29 @@ def test_folder_into_folder_goes_on_past_bad_files(run, tmp_path: Path) -> None:
     assert files(out) == ["a.jpg", "c.PNG"]
     assert "b.jpg is damaged" in error and "missing.jpg: does not exist" in error and "2 of 4 failed" in error
     assert "1 files of other kinds are left out" in shown
+
+
+def test_a_name_that_cannot_be_is_one_failure_among_others(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    good = photo(tmp_path / "good.png")
+    code, _, error = run(good, tmp_path / f"{'n' * 300}.png", "-o", f"{tmp_path}/out/")
+    assert code == 1 and "name too long" in error and files(tmp_path / "out") == ["good.png"]
+    (tmp_path / "out" / "good.png").unlink()
+    long = photo(tmp_path / f"{'n' * 250}.png")  # what lies beside its result has a longer name
+    code, _, error = run(long, good, "-o", f"{tmp_path}/out/", "--save-map")
+    assert code == 1 and {"good.png", "good.map.png"} <= set(files(tmp_path / "out"))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(  # type: ignore[no-untyped-def]
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_deblur_all", lambda *_: pytest.fail("it has begun"))
+    source = photo(tmp_path / "a.png")
+    code, _, error = run(source, "-o", f"{source}/below/")
+    assert code == 1 and "a.png/below cannot be written to" in error and "choose another output" in error
+
+
+def test_spaces_of_other_scripts_are_shown_as_they_are() -> None:
+    assert cli._shown("写真\u3000一\u202fb\x1b[0m") == "写真\u3000一\u202fb\\x1b[0m"
 
 
 def test_extras_lie_beside_the_result(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from miniature import flat
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rddm_core.data.scenes import radius_field_from_depth, sample_aperture, sample_radius_field
 from rddm_core.data.sources import (
@@ -21,6 +21,7 @@ from rddm_core.data.sources import (
     MaskedPhoto,
     PhotoPair,
     SharpPhoto,
+    check_sizes,
     depth_photos,
     focal_stack_depths,
     masked_photos,
@@ -34,6 +35,7 @@ from rddm_core.data.stream import DecodedPhotos, MixtureConfig, Sources, Trainin
 from rddm_core.data.synthetic import RADIUS_STEP, RenderConfig, RenderedPack, _sharp_crop, render_sample
 from rddm_core.evaluation.maps import score_maps
 from rddm_core.files import write_text
+from rddm_core.images import ImageError
 from rddm_core.optics import radius_from_map
 from rddm_core.training.validate import validate_estimator
 
@@ -111,6 +113,27 @@ class TestSources:
     def test_segments_are_found_by_name(self, collection):
         photos = sharp_photos(collection / "sharp", "train", collection / "segments")
         assert [p.segments is not None for p in photos] == [True, False, False]
+
+    def test_pictures_are_read_as_the_evaluation_reads_them(self, tmp_path):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        stored = Image.fromarray(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
+        stored.save(tmp_path / "turned.png", exif=exif)
+        upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270))
+        assert np.array_equal(read_rgb(tmp_path / "turned.png"), upright)
+        assert read_mask(tmp_path / "turned.png").shape == read_labels(tmp_path / "turned.png").shape == (3, 2)
+        Image.fromarray(upright).save(tmp_path / "upright.png")
+        check_sizes([(tmp_path / "turned.png", tmp_path / "upright.png")])
+        Image.fromarray(np.array([[0, 128, 129, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+        assert read_rgb(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]  # of 257: rounded
+
+    @pytest.mark.parametrize("read", [read_rgb, read_mask, read_labels])
+    def test_a_damaged_picture_is_named(self, tmp_path, read):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)).save(tmp_path / "half.png")
+        content = (tmp_path / "half.png").read_bytes()
+        (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+        with pytest.raises(ImageError, match=r"half\.png is .*damaged"):
+            read(tmp_path / "half.png")
 
     def test_a_palette_gives_the_brightness_of_masks_and_the_numbers_of_segments(self, tmp_path):
         picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), "P")

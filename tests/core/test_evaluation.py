@@ -196,8 +196,8 @@ class TestFindPairs:
             "scene": "dpdd/1",
             "split": "test",
         }
-        assert pair.blurred == tmp_path / "test_c/source/1.png" and len(find_pairs(tmp_path, "dpdd")) == 2
-        with pytest.raises(ManifestError, match="no rows with split=val"):
+        assert pair.blurred == tmp_path / "test_c/source/1.png" and find_pairs(tmp_path, "dpdd") == [pair]
+        with pytest.raises(ManifestError, match="no rows with split=val; there split is test, train"):
             find_pairs(tmp_path, where=[("split", "val")])
         with pytest.raises(ValueError, match="ROOT/source"):
             find_pairs(tmp_path, "realdof")

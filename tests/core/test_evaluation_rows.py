@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rddm_core import classical
 from rddm_core.checkpoint import load_checkpoint, save_checkpoint
 from rddm_core.cli import main
 from rddm_core.evaluation.rows import (
@@ -127,7 +129,6 @@ def test_rows_share_what_they_have_in_common(model: RDDM, picture: Tensor) -> No
 
 
 def test_classical_rows(model: RDDM, picture: Tensor) -> None:
-    classical = pytest.importorskip("rddm_core.classical")
     rows = rddm_method(model, DeblurSettings(), ["unsharp", "wiener", "richardson-lucy"])(picture)
     edges = classical.edge_defocus_map(picture[None])
     assert torch.equal(rows["unsharp"], classical.unsharp_mask(picture[None])[0])
@@ -144,6 +145,14 @@ class TestPeers:
     def test_another_checkpoint_of_ours(self, tiny_checkpoint: Path, model: RDDM, picture: Tensor) -> None:
         rows = peer_method("other", tiny_checkpoint)(picture)
         assert list(rows) == ["other"] and torch.equal(rows["other"], deblur(model, picture[None]).image[0])
+
+    def test_it_gets_the_settings_but_for_its_own_steps(
+        self, tiny_checkpoint: Path, model: RDDM, picture: Tensor
+    ) -> None:
+        settings = DeblurSettings(steps=3, strength=0.5, seed=3, samples=2, working_size=32)
+        (row,) = peer_method("other", tiny_checkpoint, settings=settings)(picture).values()
+        expected = deblur(model, picture[None], settings=replace(settings, steps=0), mean=True).image[0]
+        assert torch.equal(row, expected) and model.recommended_steps != 3
 
     def test_a_regression_is_its_first_network_without_a_map(
         self, model: RDDM, picture: Tensor, tmp_path: Path

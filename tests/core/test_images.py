@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,10 @@ ROOT = Path(__file__).parents[2]
 LOSSLESS = ("png", "tif", "bmp")
 ORIENTATION, MAKE, EXIF, GPS = 0x0112, 0x010F, 0x8769, 0x8825
 LENS, MAKER_NOTE, LATITUDE_REF = 0xA434, 0x927C, 1
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>'
+)
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (7, 5), seed: int = 0) -> Image.Image:
@@ -195,6 +200,47 @@ def test_exif_moves_between_formats_without_the_layout_of_a_tiff(tmp_path: Path)
         assert set(written.getexif()) == {MAKE, ORIENTATION, EXIF, GPS}
 
 
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("xmp", [None, XMP])
+def test_a_tiff_takes_no_layout_from_the_exif_of_another_format(
+    tmp_path: Path, extension: str, xmp: bytes | None
+) -> None:
+    """Phones write the size as it was before turning; Pillow's TIFF writer would believe it, and what else is there."""
+    exif = Image.Exif()
+    exif.load(exif_with(6))
+    layout = {0x0100: 9999, 0x0101: 9999, 0x0102: 16, 0x0103: 5, 0x0106: 6, 0x0142: 16, 0x0152: 1, 0x0153: 3}
+    for tag, value in layout.items():
+        exif[tag] = value
+    picture().save(tmp_path / f"a.{extension}", exif=exif.tobytes(), lossless=True)
+    loaded = replace(load_image(tmp_path / f"a.{extension}"), xmp=xmp)
+    save_image(tmp_path / "b.tif", loaded.pixels, loaded)
+    written = load_image(tmp_path / "b.tif")
+    assert np.array_equal(bytes_of(written.pixels), bytes_of(loaded.pixels))
+    assert (written.xmp is not None and b'Rating="4"' in written.xmp) == (xmp is not None)
+    with Image.open(tmp_path / "b.tif") as tiff:
+        assert tiff.getexif()[MAKE] == "Camera" and tiff.getexif().get_ifd(EXIF)[LENS] == "Lens 50mm"
+
+
+def test_the_size_in_exif_turns_with_the_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x0100], exif[0x0101], exif[EXIF] = 6, 7, 5, {0xA002: 7, 0xA003: 5}
+    picture().save(tmp_path / "a.jpg", exif=exif.tobytes())
+    loaded = load_image(tmp_path / "a.jpg")
+    save_image(tmp_path / "b.jpg", loaded.pixels, loaded)
+    with Image.open(tmp_path / "b.jpg") as written:
+        kept, entries = written.getexif(), written.getexif().get_ifd(EXIF)
+        assert written.size == (5, 7)
+        assert (kept[0x0100], kept[0x0101]) == (entries[0xA002], entries[0xA003]) == (5, 7)
+
+
+def test_a_resolution_that_jpeg_cannot_hold_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture().save(tmp_path / "a.tif", dpi=(70000, 70000))
+    loaded = load_image(tmp_path / "a.tif")
+    save_image(tmp_path / "b.jpg", loaded.pixels, loaded)
+    with Image.open(tmp_path / "b.jpg") as written:
+        assert "dpi" not in written.info and "resolution" in caplog.text
+
+
 def test_a_picture_without_exif_gets_none(tmp_path: Path) -> None:
     for extension in ("png", "jpg", "tif"):
         picture().save(tmp_path / f"a.{extension}")
@@ -358,12 +404,16 @@ def test_first_page_of_a_tiff(tmp_path: Path) -> None:
     assert np.array_equal(bytes_of(load_image(tmp_path / "a.tif").pixels), np.asarray(pages[0]))
 
 
-def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     picture("RGB", (20, 10)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="20x10"):
         load_image(tmp_path / "a.png", max_pixels=199)
     assert load_image(tmp_path / "a.png", max_pixels=200).pixels.shape == (3, 10, 20)
+    with monkeypatch.context() as patch:  # Pillow's own limit, at which it raises from twice as many on
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+        assert load_image(tmp_path / "a.png", max_pixels=200).pixels.shape == (3, 10, 20)
+        assert Image.MAX_IMAGE_PIXELS == 50
     # A bomb: a header that promises 30000 x 30000 pixels.
     content = bytearray((tmp_path / "a.png").read_bytes())
     content[16:24] = (30000).to_bytes(4, "big") * 2

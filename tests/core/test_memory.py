@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from live_tensors import Peak
+from torch import Tensor
 
 from rddm_core import pipeline
+from rddm_core.classical import edge_defocus_map
 from rddm_core.config import RDDMConfig, lite, paper
 from rddm_core.memory import (
     AUTO_TILE,
@@ -24,7 +27,9 @@ from rddm_core.memory import (
     wanted_bytes,
 )
 from rddm_core.networks.model import RDDM
-from rddm_core.pipeline import DeblurSettings, deblur
+from rddm_core.pipeline import DeblurSettings, deblur, merge_residual
+from rddm_core.refocus import Lens, refocus
+from rddm_core.residuals import reduce_samples
 
 
 @pytest.mark.parametrize(
@@ -160,3 +165,29 @@ def test_memory_that_ran_out(error: Exception) -> None:
 )
 def test_what_only_speaks_of_memory(error: BaseException) -> None:
     assert not ran_out_of_memory(error)
+
+
+def film(frames: int, *channels: int) -> Tensor:
+    return torch.rand(frames, *channels, 40, 48, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("job", "channels", "planes"),
+    [
+        (lambda x: merge_residual(x, x, x), (3,), 3),
+        (lambda x: edge_defocus_map(x), (3,), 1),
+        (lambda x: refocus(x, x[:1, :1], Lens()), (3,), 4),
+        (lambda x: reduce_samples(x, "median"), (8, 3), 3),
+    ],
+    ids=["merge", "edge map", "refocus", "median"],
+)
+def test_a_longer_film_takes_only_its_results(
+    job: Callable[[Tensor], object], channels: tuple[int, ...], planes: int
+) -> None:
+    peaks = []
+    for frames in (1, 2, 12):  # the first fills caches
+        x = film(frames, *channels)
+        with Peak([x]) as peak:
+            job(x)
+        peaks.append(peak.peak)
+    assert peaks[2] - peaks[1] == 10 * planes * 4 * 40 * 48

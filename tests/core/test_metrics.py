@@ -119,6 +119,6 @@ def test_colour_shift_is_the_worst_channel_and_ignores_detail() -> None:
 def test_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     require_extra()
     monkeypatch.setitem(sys.modules, "skimage.metrics", None)
-    with pytest.raises(MissingExtraError, match="pip install 'scikit-image"):
+    with pytest.raises(MissingExtraError, match='pip install "scikit-image'):
         require_extra()
     assert mae(torch.zeros(3, 2, 2), torch.zeros(3, 2, 2)) == 0  # needs nothing

@@ -81,6 +81,15 @@ def test_logs_do_without_tensorboard(missing, tmp_path: Path) -> None:  # type: 
     assert {path.name for path in tmp_path.iterdir()} == {"validation.csv", "curves.png"}
 
 
+def test_a_report_asks_for_matplotlib_before_it_measures(  # type: ignore[no-untyped-def]
+    missing, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing("matplotlib")
+    monkeypatch.setattr("rddm_core.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("it has begun"))
+    code = main(["evaluate", str(ROOT / "examples" / "manifest.csv"), "--report", str(tmp_path / "r.html")])
+    assert code == 1 and 'reports need matplotlib: pip install "matplotlib' in capsys.readouterr().err
+
+
 def test_training_asks_for_accelerate(  # type: ignore[no-untyped-def]
     missing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -511,6 +511,17 @@ def test_stages_that_are_not_kept_change_nothing(model: RDDM, size: Any, samples
 
 
 @pytest.mark.parametrize("size", ["full", 200])
+def test_a_mask_counts_where_it_lies_in_tiles_and_at_a_reduced_size(model: RDDM, size: Any) -> None:
+    image, mask = picture(1, 3, 300, 320), torch.linspace(-1, 1, 300).clamp(0, 1).reshape(1, 1, 300, 1)
+    settings = DeblurSettings(tile=128, working_size=size, strength=0.7)
+    mask = mask.expand(-1, -1, -1, 320)
+    result = deblur(model, image, settings=settings, mask=mask)
+    merged = merge_residual(image, result.pre_deblurred, result.residual[:, 0], strength=0.7, mask=mask)
+    assert torch.allclose(result.image, merged, atol=1e-6) and not torch.equal(result.image, image)
+    assert torch.equal(result.image[:, :, :150], image[:, :, :150]), "where the mask is 0"
+
+
+@pytest.mark.parametrize("size", ["full", 200])
 @pytest.mark.parametrize("keep", [True, False])
 def test_the_mean_of_samples_is_that_of_the_merged_ones(model: RDDM, size: Any, keep: bool) -> None:
     image, mask = picture(2, 3, 300, 320), picture(1, 1, 10, 10)

@@ -152,6 +152,19 @@ class TestNetworks:
         with pytest.raises(ValueError, match=f"r.json: .*{message}"):
             load_recipe(path)
 
+    @pytest.mark.parametrize(
+        ("field", "value", "bounds"),
+        [
+            ("recommended_steps", 0, "between 1 and 1300"),
+            ("recommended_steps", 2000, "between 1 and 1300"),
+            ("ema", 1.5, "between 0 and 1"),
+            ("batch", 0, "at least 1"),
+        ],
+    )
+    def test_numbers_out_of_range_are_refused_before_the_work(self, field, value, bounds):
+        with pytest.raises(ValueError, match=f"{field} must be {bounds}, not {value}"):
+            Recipe("x", "joint", **{field: value})
+
     def test_lists_of_a_wrong_length_are_refused(self):
         with pytest.raises(ValueError, match="compare its lists with the preset's"):
             build_model(Recipe("x", "joint", network={"denoiser": {"decoder_mixers": ["depthwise"]}}))
@@ -285,6 +298,16 @@ def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch, known, wanted):
     assert precision_for(Recipe("run", "joint", precision="no")) == "no"
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert precision_for(Recipe("run", "joint")) == "no"
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "wanted"), [((7, 5), None, "no"), ((8, 0), None, "bf16"), ((9, 0), "6.2", "bf16")]
+)
+def test_bf16_is_chosen_where_the_graphics_card_has_it(monkeypatch, capability, hip, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert precision_for(Recipe("run", "joint")) == wanted
 
 
 def test_learning_rate_warms_up_stays_and_decays():
@@ -899,6 +922,12 @@ def test_a_collection_that_is_left_out_lends_no_depth_either(collection, tmp_pat
     assert lent() == ["train_sharp.png", "dev_sharp.png"]
     assert lent(leave_out="lytro") == ["dev_sharp.png"]
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"pack", "pack-without-lytro"}
+    # Of a data set's own layout no depth is known; only manifests name it.
+    (root / "real_pairs" / "manifest.csv").unlink()
+    for name in ("source", "target"):
+        (root / "real_pairs" / "train_c" / name).mkdir(parents=True)
+        shutil.copy(root / "real_pairs" / "train_sharp.png", root / "real_pairs" / "train_c" / name / "1.png")
+    assert lent(layout="dpdd", pack="pack-dpdd") == []
 
 
 def test_the_paper_s_mixture_only_crops_flips_and_turns(tmp_path):

@@ -108,7 +108,8 @@ class MockHost:
         """A picture of the test's folder, or one of its channels as the mask editor wants them."""
         name = request.query["filename"].removesuffix(" [temp]").removesuffix(" [input]")  # as LoadImage writes it
         path = self.files / Path(name).name
-        return web.FileResponse(path) if path.is_file() else web.Response(status=404)
+        known = path.is_file() and request.query.get("type") in ("temp", "input")
+        return web.FileResponse(path) if known else web.Response(status=404)
 
     async def upload(self, request: web.Request) -> web.Response:
         """Keep what the front end sends."""

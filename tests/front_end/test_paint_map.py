@@ -15,6 +15,7 @@ from .mock_host import ROOT, MockHost
 BLUEPRINT = ROOT / "subgraphs" / "RDDM Four Stages.json"
 SIZE = (96, 64)
 NODES = "app.canvas.graph.nodes"
+TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 PRESS = f"""() => {{
   const node = {NODES}.find((node) => node.type === "RDDMDefocusMap");
   node.widgets.find((widget) => widget.name === "correct by hand").callback();
@@ -68,13 +69,15 @@ def workflow() -> dict[str, Any]:
     return {"last_node_id": 2, "last_link_id": 1, "nodes": nodes, "links": links, "groups": [], "version": 0.4}
 
 
-def run(front_end: FrontEnd, mock_host: MockHost, name: str, node: str = "1", pictures: int = 1) -> None:
-    """As if that node had estimated maps: half of the first photograph is out of focus."""
+def run(front_end: FrontEnd, mock_host: MockHost, name: str, node: str = "1", pictures: int | list[int] = 1) -> None:
+    """As if that node had estimated maps, of a batch or of several in a list; half of the first photograph is out of
+    focus."""
+    counts = [pictures] if isinstance(pictures, int) else pictures
     picture = Image.new("RGBA", SIZE, (200, 60, 60, 255))
     picture.paste((200, 60, 60, 0), (0, 0, SIZE[0] // 2, SIZE[1]))
     picture.save(mock_host.files / name)
     file = {"filename": name, "subfolder": "", "type": "temp"}
-    mock_host.results = {node: {"rddm_paintable": [file], "rddm_pictures": [pictures]}}
+    mock_host.results = {node: {"rddm_paintable": [file], "rddm_pictures": counts}}
     before = len(mock_host.prompts)
     front_end.page.evaluate("() => app.queuePrompt(0, 1)")
     front_end.wait_for(lambda: len(mock_host.prompts) > before)
@@ -111,9 +114,8 @@ def test_before_a_run_it_says_what_to_do(page: FrontEnd) -> None:
 
 def remade_by_undo(front_end: FrontEnd) -> None:
     front_end.page.evaluate("() => app.graph.nodes.find(({ type }) => type === 'MaskPreview').pos = [700, 120]")
-    tracker = "app.extensionManager.workflow.activeWorkflow.changeTracker"
-    front_end.page.evaluate(f"() => {tracker}.captureCanvasState()")
-    front_end.page.evaluate(f"() => {tracker}.undo()")
+    front_end.page.evaluate(f"() => {TRACKER}.captureCanvasState()")
+    front_end.page.evaluate(f"() => {TRACKER}.undo()")
 
 
 def remade_by_loading(front_end: FrontEnd) -> None:
@@ -233,6 +235,63 @@ def test_of_a_batch_it_says_that_one_map_serves_all(page: FrontEnd, mock_host: M
     page.page.locator("[role=dialog] button", has_text="Cancel").click()
 
 
+def test_of_a_list_of_pictures_too(page: FrontEnd, mock_host: MockHost) -> None:
+    """The host joins what a node says in every one of its runs."""
+    run(page, mock_host, "map.png", pictures=[1, 1, 2])
+    page.page.evaluate(PRESS)
+    page.page.get_by_text("first of 4 pictures").first.wait_for(timeout=20_000)
+    page.page.locator("[role=dialog] button", has_text="Cancel").click()
+
+
+@pytest.mark.parametrize("ends", ["Save", "Cancel"])
+def test_a_correction_is_one_step_of_undo_or_none(page: FrontEnd, mock_host: MockHost, ends: str) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(f"() => {TRACKER}.captureCanvasState()")
+    steps = page.page.evaluate(f"() => {TRACKER}.undoQueue.length")
+    page.page.evaluate(PRESS)
+    if ends == "Save":
+        save_in_the_editor(page)
+        page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    else:
+        cancel = page.page.locator("[role=dialog] button", has_text="Cancel")
+        cancel.wait_for(timeout=20_000)
+        page.page.evaluate("() => window.dispatchEvent(new MouseEvent('mouseup'))")  # as every click in the editor
+        cancel.click()
+        page.wait(f"{NODES}.length === 2")
+    page.pause(500)
+    page.page.evaluate(f"() => {TRACKER}.captureCanvasState()")
+    assert page.page.evaluate(f"() => {TRACKER}.undoQueue.length") == steps + (ends == "Save")
+    if ends == "Save":
+        page.page.evaluate(f"() => {TRACKER}.undo()")
+        page.wait(f"({SOURCE})() === 'RDDMDefocusMap/0'")
+        assert page.page.evaluate(f"() => {NODES}.length") == 2
+    assert page.page.evaluate(f"() => {TRACKER}.changeCount") == 0
+
+
+def test_the_corrected_map_lies_over_no_other_node(page: FrontEnd, mock_host: MockHost) -> None:
+    crowded = workflow()
+    below = {"id": 3, "type": "MaskPreview", "pos": [260, 330], "size": [300, 290], "order": 2}
+    below |= {"inputs": [{"name": "mask", "type": "MASK", "link": None}], "outputs": []}
+    crowded["nodes"].append(below | {"flags": {}, "mode": 0, "properties": {}})
+    page.load(crowded | {"last_node_id": 3})
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    page.page.locator("[role=dialog] button", has_text="Cancel").wait_for(timeout=20_000)
+    top = page.page.evaluate(f"() => {NODES}.find(({{ type }}) => type === 'LoadImage').pos[1]")
+    assert top >= 330 + 290 + 30
+    page.page.locator("[role=dialog] button", has_text="Cancel").click()
+
+
+def test_links_keep_the_points_they_are_led_through(page: FrontEnd, mock_host: MockHost) -> None:
+    page.page.evaluate("() => { app.graph.createReroute([520, 300], app.graph.links.get(1)); }")
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    save_in_the_editor(page)
+    page.wait(f"({SOURCE})() === 'LoadImage/1'")
+    through = f"() => {NODES}.find(({{ type }}) => type === 'MaskPreview').getInputLink(0).parentId"
+    assert page.page.evaluate(through) == page.page.evaluate("() => [...app.graph.reroutes.keys()][0]") is not None
+
+
 def test_a_copy_of_the_node_corrects_a_map_of_its_own(page: FrontEnd, mock_host: MockHost) -> None:
     correct(page, mock_host)
     page.page.evaluate(
@@ -256,7 +315,7 @@ def test_nothing_watches_a_graph_that_is_gone(page: FrontEnd, mock_host: MockHos
           window.running = new Set();
           window.setInterval = (step, wait) => {
             const timer = set(step, wait);
-            if (wait === 300) running.add(timer);
+            if (wait === 100) running.add(timer);
             return timer;
           };
           window.clearInterval = (timer) => { running.delete(timer); clear(timer); };

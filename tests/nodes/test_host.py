@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -131,7 +134,7 @@ def tile(
     """The tile for a picture of SIZE where so many bytes are free."""
 
     def choose(free: float) -> int | None:
-        monkeypatch.setattr(fake_host.management, "free_memory", free)
+        monkeypatch.setattr(fake_host.management, "free_bytes", free)
         return submodule("nodes.host").auto_tile(model, *SIZE)
 
     return choose
@@ -200,10 +203,10 @@ def test_other_models_make_room_for_the_usual_tiles(
     """Or a picture's tiles, and with them its last digits, would depend on what the graph has run before."""
     host, memory, management = submodule("nodes.host"), submodule("rddm_core.memory"), fake_host.management
     monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
-    monkeypatch.setattr(management, "free_memory", 3e8)
+    monkeypatch.setattr(management, "free_bytes", 3e8)
 
     def unload(models: list[Any], memory_required: float = 0, force_full_load: bool = False) -> None:
-        management.free_memory = max(management.free_memory, memory_required)
+        management.free_bytes = max(management.free_bytes, memory_required)
 
     monkeypatch.setattr(management, "load_models_gpu", unload)
     assert host.auto_tile(model, 900, 1100) is None
@@ -336,11 +339,31 @@ def test_memory_is_given_back_before_the_cpu_takes_over(
     assert fake_host.management.emptied == emptied + 1
 
 
-def test_on_the_cpu_works_a_copy_in_fp32(pack: SimpleNamespace, submodule: Submodule) -> None:
+def test_on_the_cpu_works_a_copy_in_fp32(
+    pack: SimpleNamespace, submodule: Submodule, fake_host: SimpleNamespace
+) -> None:
     (patcher,) = pack.nodes["RDDMModelLoader"].execute(file="tiny.safetensors", dtype="fp16").result
+    fake_host.management.freed.clear()
     copied = submodule("nodes.host")._on_cpu(patcher)
     assert {p.dtype for p in copied.parameters()} == {torch.float32}
     assert {p.dtype for p in patcher.model.parameters()} == {torch.float16}
+    # Copied from a full device, the weights would need room there once more.
+    assert fake_host.management.freed == [(1e30, patcher.load_device)]
+
+
+@pytest.mark.parametrize("missing", ["timm", "piq"])
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
+    pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=missing) as caught:
+        if missing == "timm":
+            pack.nodes["RDDMModelLoader"].execute(file="tiny.safetensors", dtype="auto")
+        else:
+            pack.nodes["RDDMImageQuality"].execute(image=torch.rand(1, 40, 40, 3), reference=torch.rand(1, 40, 40, 3))
+    command = str(caught.value).partition("start ComfyUI again: ")[2]
+    python, requirements = re.fullmatch(r'"(.*)" -m pip install -r "(.*)"', command).groups()  # type: ignore[union-attr]
+    assert python == sys.executable and Path(requirements).is_file()
 
 
 @pytest.mark.parametrize("node", ["RDDMDefocusMap", "RDDMPreDeblur"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from live_tensors import Peak
 from torch import Tensor
 
 from rddm_core import metrics, sharpness
@@ -217,6 +218,19 @@ def test_quality_is_that_of_the_picture_against_the_reference(pack: SimpleNamesp
     ]
 
 
+def test_the_line_to_read_says_what_the_values_say(pack: SimpleNamespace, photo: Tensor) -> None:
+    text, values = pack.nodes["RDDMImageQuality"].execute(image=photo[:1], reference=photo[1:]).result
+    (row,) = json.loads(values)
+    for label, key, decimals in (
+        ("PSNR", "psnr", 2),
+        ("SSIM", "ssim", 4),
+        ("MAE", "mae", 4),
+        ("HaarPSI", "haarpsi", 4),
+    ):
+        assert f"{label} {row[key]:.{decimals}f}" in text
+    assert f"sharpness {row['tenengrad']:.1f} (Tenengrad)" in text
+
+
 def test_quality(pack: SimpleNamespace, photo: Tensor) -> None:
     node = pack.nodes["RDDMImageQuality"]
     text, values = node.execute(image=photo, reference=photo).result
@@ -276,9 +290,58 @@ def test_a_mask_of_nothing_is_told(
     pack: SimpleNamespace, model: Any, photo: Tensor, caplog: pytest.LogCaptureFixture, empty: bool
 ) -> None:
     """Load Image gives such a mask for every photograph without transparency."""
-    image, _ = deblur(pack, model, photo, steps=1, mask=torch.full((1, 64, 64), 0.0 if empty else 0.1))
-    assert torch.equal(image, photo) == empty
+    mask = torch.full((1, 64, 64), 0.0 if empty else 0.1)
+    values = {"model": model, "image": photo, "seed": 1, "steps": 1, "strength": 1.0, "mask": mask}
+    result = pack.nodes["RDDMDeblur"].execute(**values, working_size={"working_size": "auto"})
+    assert torch.equal(result.result[0], photo) == empty
     assert ("the mask is 0 everywhere, so nothing is changed" in caplog.text) == empty
+    assert result.ui == ({"rddm_notices": ["emptyMask"]} if empty else None)
+
+
+@pytest.mark.parametrize("node", ["RDDMDeblur", "RDDMResidualMerge"])
+@pytest.mark.parametrize(("strength", "mask", "share"), [(0.5, None, 0.5), (1.0, 0.25, 0.25), (0.5, 0.5, 0.25)])
+def test_strength_and_soft_masks_weigh_the_change(
+    pack: SimpleNamespace, model: Any, photo: Tensor, node: str, strength: float, mask: float | None, share: float
+) -> None:
+    def run(strength: float, mask: Tensor | None) -> Tensor:
+        if node == "RDDMDeblur":
+            return deblur(pack, model, photo, strength=strength, mask=mask)[0]
+        residual = (0.2 * (0.5 - photo)).movedim(-1, 1)[:, None]  # stays within 0..1
+        parts = {"original": photo, "pre_deblurred": photo, "residual": residual, "mask": mask}
+        merge = {"strength": strength, "protect_sharp": 0.0, "reduction": {"reduction": "first"}}
+        return pack.nodes[node].execute(**parts, **merge).result[0]
+
+    whole, some = run(1.0, None), run(strength, None if mask is None else torch.full((1, 8, 8), mask))
+    inside = (whole > 0) & (whole < 1)  # where nothing was clipped
+    assert inside.any() and not torch.equal(whole, photo)
+    assert torch.allclose(some[inside], torch.lerp(photo, whole, share)[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["RDDMDeblur", "RDDMPreDeblur", "RDDMSampler", "RDDMDeconvolve"])
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_map_of_nothing_is_told(
+    pack: SimpleNamespace, model: Any, photo: Tensor, caplog: pytest.LogCaptureFixture, name: str, empty: bool
+) -> None:
+    sampling = {"seed": 3, "steps": 1, "eta": 0.0, "samples": 1, "tiling": {"tiling": "auto"}}
+    inputs = inputs_for(model, photo) | {
+        "RDDMPreDeblur": {"model": model, "image": photo},
+        "RDDMSampler": {"model": model, "pre_deblurred": photo} | sampling,
+    }
+    painted = torch.full((1, 64, 64), 0.0 if empty else 0.1)
+    result = pack.nodes[name].execute(**inputs[name] | {"map": painted})
+    assert ("the map is 0 everywhere" in caplog.text) == empty
+    assert result.ui == ({"rddm_notices": ["emptyMap"]} if empty else None)
+
+
+def test_a_film_in_colours_is_held_once(submodule: Any) -> None:
+    colours = submodule("nodes.colours")
+    peaks, checks = [], []
+    for count in (1, 2, 12):  # the first fills caches
+        maps = torch.rand(count, 1, 40, 64, generator=torch.Generator().manual_seed(0))
+        with Peak([maps]) as peak:
+            shown = colours.coloured(maps, check=lambda: checks.append(1))
+        peaks.append(peak.peak)
+    assert peaks[2] - peaks[1] == 10 * shown[0].nbytes and len(checks) == 1 + 2 + 12
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -14,7 +14,9 @@ partial_loading = False
 interrupt_after: int | None = None
 """Number of checks that still pass."""
 emptied = 0
-free_memory = 8 * 2**30
+free_bytes = 8 * 2**30
+freed: list[tuple[float, torch.device]] = []
+"""What `free_memory` was asked for."""
 
 
 class InterruptProcessingException(BaseException):
@@ -54,7 +56,12 @@ def load_models_gpu(models: list[Any], memory_required: float = 0, force_full_lo
 
 def get_free_memory(device: torch.device | None = None) -> float:
     """Bytes."""
-    return free_memory
+    return free_bytes
+
+
+def free_memory(memory_required: float, device: torch.device) -> None:
+    """Unloads nothing here."""
+    freed.append((memory_required, device))
 
 
 def is_device_cpu(device: torch.device) -> bool:
