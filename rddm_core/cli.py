@@ -183,7 +183,7 @@ def _add_evaluate(commands: Any) -> None:
         help="measure on pairs of blurred and sharp photographs",
         description="Score the blurred input and every row (a method, or a variant of this one) against the sharp "
         "photographs: PSNR, SSIM, MAE, HaarPSI, GMSD, MDSI, FSIM, gradient energy over the target's and colour "
-        "shift, with their gain over the input. Needs the extra `eval`.",
+        "shift, with their gain over the input. `--report` needs the extra `eval`.",
     )
     parser.add_argument(
         "data",
@@ -246,7 +246,7 @@ def _add_evaluate_maps(commands: Any) -> None:
         "evaluate-maps",
         help="measure defocus maps on photographs with masks",
         description="Score the estimator's maps, those from edges and an all-white one against hand-made masks: IoU of "
-        "both classes, F-beta and MAE, at one threshold. Needs the extra `eval`.",
+        "both classes, F-beta and MAE, at one threshold.",
     )
     parser.add_argument(
         "masks",

@@ -208,10 +208,10 @@ def format_that_holds(path: Path, height: int, width: int) -> str:
 def comparison_sheet(panels: Mapping[str, Tensor], max_side: int = 1200) -> Tensor:
     """Labelled pictures side by side, and below each the same detail, enlarged.
 
-    The detail is taken where the first and the last picture differ most. panels: label -> [3, H, W] in 0..1,
-    all of one size, from left to right. Returns [3, h, w]; a panel's long side is at most `max_side`.
+    The detail is taken where the first and the last picture differ most. panels: label -> [3, H, W], all of one size,
+    from left to right; what leaves 0..1 is cut off. Returns [3, h, w]; a panel's long side is at most `max_side`.
     """
-    pictures = [p.detach().float().clamp(0, 1) for p in panels.values()]
+    pictures = [p.detach().float() for p in panels.values()]
     height, width = pictures[0].shape[1:]
     scale = min(1.0, max_side / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -590,8 +590,12 @@ def _parsed(block: bytes) -> Image.Exif:
 
 def _largest_change(a: Tensor, b: Tensor, window: tuple[int, int]) -> tuple[int, int]:
     """Top left corner of the window around the cell of a 16x16 grid in which a and b differ most."""
-    cells = F.adaptive_avg_pool2d((a - b).abs().mean(dim=0, keepdim=True), 16)[0]
-    row, column = divmod(int(cells.argmax()), 16)
+    height, cells = a.shape[1], []
+    for row in range(16):  # of a large picture no copy is made
+        rows = slice(row * height // 16, -(-(row + 1) * height // 16))
+        change = (a[:, rows] - b[:, rows]).abs_().mean(dim=0, keepdim=True)
+        cells.append(F.adaptive_avg_pool2d(change, (1, 16)))
+    row, column = divmod(int(torch.cat(cells).argmax()), 16)
     corner = []
     for index, length, extent in zip((row, column), a.shape[1:], window, strict=True):
         centre = (index + 0.5) * length / 16

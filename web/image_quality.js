@@ -1,6 +1,6 @@
 /** The figures of RDDM Image Quality, on the node. */
 
-import { addStyle, app, everyFrame, resultsOf, texts } from "./host.js";
+import { addStyle, afterCallback, app, everyFrame, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
 
@@ -19,6 +19,10 @@ function addFigures(node) {
   });
   widget.serialize = false; // of the workflow's widget values; the option is about the prompt
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+  // A workflow that was saved before there were figures on the node has no room for them.
+  afterCallback(node, "onConfigure", () => {
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+  });
   everyFrame(node, () => {
     /** @type {string[]} */
     const measured = resultsOf(node)?.text ?? [texts()("measure")];

@@ -797,23 +797,31 @@ def shipped() -> RDDM:
     return load_checkpoint(default_checkpoint_path())
 
 
-@pytest.mark.parametrize(("name", "top", "left", "least"), [("sign", 320, 384, 2.5), ("market", 200, 300, 1.3)])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "top", "left", "steps", "gain"),
+    [
+        ("sign", 320, 384, 1, 4.083),
+        ("sign", 320, 384, 3, 3.562),
+        ("market", 200, 300, 1, 2.342),
+        ("market", 200, 300, 3, 2.000),
+    ],
+)
 def test_shipped_weights_deblur_the_examples(
-    shipped: RDDM, name: str, top: int, left: int, least: float, steps: int
+    shipped: RDDM, name: str, top: int, left: int, steps: int, gain: float
 ) -> None:
     """Weights fit any layers of their shapes: only a picture shows that the layers are still those of the training.
 
-    In dB; measured: 4.1 in one step and 3.6 in three, 2.2 and 1.9.
+    The gain is in dB, measured with these weights: other ones have others. Closer than a slip of a layer would change
+    it, and wider than what processors round differently.
     """
     area = (slice(None), slice(top, top + 192), slice(left, left + 192))
     blurred, sharp = (load_image(EXAMPLES / f"{name}.{kind}.jpg").pixels[area] for kind in ("blur", "sharp"))
     result = deblur(shipped, blurred[None], settings=DeblurSettings(steps=steps)).image[0]
-    assert psnr_8bit(result, sharp) - psnr_8bit(blurred, sharp) > least
+    assert psnr_8bit(result, sharp) - psnr_8bit(blurred, sharp) == pytest.approx(gain, abs=0.02)
 
 
 def test_shipped_weights_agree_in_tiles(shipped: RDDM) -> None:
-    """Training can drive weights to look far beyond a tile. Measured: 1.44 of 1/255 at most, 0.04 on average."""
+    """Training can drive weights to look far beyond a tile. Measured: 1.85 of 1/255 at most, 0.04 on average."""
     blurred = load_image(EXAMPLES / "sign.blur.jpg").pixels[None, :, 320:512, 256:704]
     whole, tiled = (
         deblur(shipped, blurred, settings=DeblurSettings(tile=tile, working_size="full")).image for tile in (None, 256)

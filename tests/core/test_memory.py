@@ -13,6 +13,7 @@ from torch import Tensor
 from rddm_core import pipeline
 from rddm_core.classical import edge_defocus_map
 from rddm_core.config import RDDMConfig, lite, paper
+from rddm_core.images import comparison_sheet
 from rddm_core.memory import (
     AUTO_TILE,
     GUIDANCE_CONTEXT,
@@ -191,3 +192,11 @@ def test_a_longer_film_takes_only_its_results(
             job(x)
         peaks.append(peak.peak)
     assert peaks[2] - peaks[1] == 10 * planes * 4 * 40 * 48
+
+
+def test_a_comparison_sheet_takes_no_copy_of_a_large_picture() -> None:
+    a = torch.rand(3, 1600, 1200, generator=torch.Generator().manual_seed(0))
+    b = a.flip(-1)
+    with Peak([a, b]) as peak:
+        comparison_sheet({"a": a, "b": b}, max_side=64)
+    assert peak.peak < a.nbytes / 2

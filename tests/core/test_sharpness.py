@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from live_tensors import Peak
 from torch import Tensor
 
+from rddm_core import sharpness
 from rddm_core.classical import gaussian_blur
 from rddm_core.sharpness import laplacian_variance, tenengrad
 
@@ -31,6 +33,27 @@ def test_it_falls_with_blur_and_does_not_depend_on_orientation(measure: Measure)
     blurred = [measure(gaussian_blur(image[None], sigma)[0]) for sigma in (0.5, 1.0, 2.0)]
     assert measure(image) > blurred[0] > blurred[1] > blurred[2] > 0
     assert measure(image.mT) == pytest.approx(measure(image)) == pytest.approx(measure(image.flip(-1)))
+
+
+@both
+def test_strips_measure_what_the_whole_picture_measures(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.rand(3, 41, 30, generator=torch.Generator().manual_seed(0))
+    whole = measure(image)
+    for rows in (1, 2, 40, 41):
+        monkeypatch.setattr(sharpness, "STRIP_ROWS", rows)
+        assert measure(image) == pytest.approx(whole, rel=1e-9)
+
+
+@both
+def test_a_larger_picture_takes_no_more_memory(measure: Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharpness, "STRIP_ROWS", 8)
+    peaks = []
+    for height in (80, 400):
+        image = torch.rand(3, height, 30)
+        with Peak([image]) as peak:
+            measure(image)
+        peaks.append(peak.peak)
+    assert peaks[0] == peaks[1]
 
 
 def test_values_by_hand() -> None:
