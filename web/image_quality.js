@@ -15,7 +15,7 @@ function addFigures(node) {
   const widget = node.addDOMWidget("figures", "RDDM_FIGURES", figures, {
     serialize: false,
     hideOnZoom: false,
-    getMinHeight: () => 90,
+    getMinHeight: () => 110,
   });
   widget.serialize = false; // of the workflow's widget values; the option is about the prompt
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);

@@ -42,7 +42,7 @@ def test_the_figures_are_on_the_node(page: FrontEnd, mock_host: MockHost) -> Non
     page.wait(f"{SHOWN} === {json.dumps(FIGURES)}")
     box = page.page.locator(".rddm-figures").bounding_box()
     assert box is not None and box["height"] >= 80 and box["width"] >= 200
-    assert page.page.evaluate("() => app.graph.nodes[0].size[1]") >= 40 + 90, "was saved with 80"
+    assert page.page.evaluate("() => app.graph.nodes[0].size[1]") >= 40 + 110, "was saved with 80"
     assert not page.errors
 
 
