@@ -396,12 +396,6 @@ def _deblur(args: argparse.Namespace) -> int:
         _say(f"failed: {source}: {reason}", error=True)
     failures = len(unreadable)
     if jobs:
-        for folder in sorted({target.parent for job in jobs for target in job.outputs()}):
-            try:
-                _require_writable_folder(folder)
-            except OSError as error:
-                cause = f"cannot be written to ({error.strerror or error})"
-                raise CommandError(f"{folder} {cause}: change its permissions, or choose another output") from error
         failures += _deblur_all(args, jobs)
     if failures:
         _say(f"{failures} of {len(jobs) + len(unreadable)} failed", error=True)
@@ -418,6 +412,11 @@ def _deblur_all(args: argparse.Namespace, jobs: list[Job]) -> int:
 
     work, engine, failures = _work(args), _engine(args), []
     for folder in {path.parent for job in jobs for path in job.outputs()}:
+        try:
+            _require_writable_folder(folder)
+        except OSError as error:
+            cause = f"cannot be written to ({error.strerror or error})"
+            raise CommandError(f"{folder} {cause}: change its permissions, or choose another output") from error
         remove_abandoned(folder)
     with _manifest(args, jobs, work) as manifest:
         waiting = manifest.unfinished(jobs) if manifest else jobs

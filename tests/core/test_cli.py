@@ -171,7 +171,7 @@ def test_a_name_that_cannot_be_is_one_failure_among_others(run, tmp_path: Path) 
 def test_an_output_that_cannot_be_written_is_told_before_the_work(  # type: ignore[no-untyped-def]
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_deblur_all", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr("rddm_core.scale.local.run_local", lambda *_, **__: pytest.fail("it has begun"))
     source = photo(tmp_path / "a.png")
     code, _, error = run(source, "-o", f"{source}/below/")
     assert code == 1 and "a.png/below cannot be written to" in error and "choose another output" in error
