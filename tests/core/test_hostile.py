@@ -172,7 +172,7 @@ def test_files_and_folders_without_permission(
             assert f"{closed}: may not be read: change its permissions" in error
             assert os.listdir(out) == ["a.png"]
             assert cli.main(["deblur", str(folder / "a.png"), "-o", f"{locked}/", *arguments]) == 1
-            assert "it may not be written there: change the permissions" in capsys.readouterr().err
+            assert "locked cannot be written to (Permission denied): change its permissions" in capsys.readouterr().err
         assert os.listdir(locked) == []
     finally:
         closed.chmod(0o700)
