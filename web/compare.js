@@ -1,7 +1,18 @@
 /** The slider of RDDM Compare: the view of `compare_view.js` as a DOM widget on the node. */
 
 import { CompareView } from "./compare_view.js";
-import { addStyle, afterCallback, app, everyFrame, fileUrl, locatorOf, passCanvasGestures, resultsOf, texts } from "./host.js";
+import {
+  addStyle,
+  afterCallback,
+  app,
+  everyFrame,
+  fileUrl,
+  locatorOf,
+  passMiddleButton,
+  passWheel,
+  resultsOf,
+  texts,
+} from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -45,7 +56,8 @@ function addSlider(node) {
   widget.serialize = false; // of the workflow's widget values; the option is about the prompt
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
 
-  passCanvasGestures(view.element);
+  passWheel(view.element);
+  passMiddleButton(view.element);
   everyFrame(node, () => {
     showResults(node, view);
     view.refresh();

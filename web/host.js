@@ -113,10 +113,10 @@ function liesOverTheCanvas(element) {
 }
 
 /**
- * Let the wheel zoom and the middle button pan the graph from above a widget's element, as everywhere else.
+ * Let the wheel zoom the graph from above a widget's element, as everywhere else.
  * @param {HTMLElement} element
  */
-export function passCanvasGestures(element) {
+export function passWheel(element) {
   element.addEventListener(
     "wheel",
     (event) => {
@@ -124,6 +124,13 @@ export function passCanvasGestures(element) {
     },
     { passive: false },
   );
+}
+
+/**
+ * Let the middle button move the graph from above a widget's element, as everywhere else.
+ * @param {HTMLElement} element
+ */
+export function passMiddleButton(element) {
   element.addEventListener("pointerdown", (event) => {
     if (event.button === 1 && liesOverTheCanvas(element)) app.canvas.processMouseDown(event);
   });

@@ -1,6 +1,6 @@
 /** The figures of RDDM Image Quality, on the node. */
 
-import { addStyle, afterCallback, app, everyFrame, resultsOf, texts } from "./host.js";
+import { addStyle, afterCallback, app, everyFrame, passMiddleButton, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
 
@@ -23,6 +23,7 @@ function addFigures(node) {
   afterCallback(node, "onConfigure", () => {
     node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   });
+  passMiddleButton(figures);
   everyFrame(node, () => {
     /** @type {string[]} */
     const measured = resultsOf(node)?.text ?? [texts()("measure")];
