@@ -11,6 +11,7 @@ import importlib
 import math
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ PNG_XMP = "XML:com.adobe.xmp"
 INSTALL = "pip install tifffile imagecodecs"
 _SUBFILE, _COLOUR_FILTERS, _LINEAR_RAW = 254, 32803, 34892
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLE_FORMAT = 256, 257, 258, 259, 262, 339
+_REDUCED, _OPACITY = 1, 4  # bits of _SUBFILE
+_PAGES = 100
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB = 0, 1, 2
 _FLOATING_POINT = 3
 _PREMULTIPLIED, _TRANSPARENCY = 1, 2
@@ -75,16 +78,17 @@ def tiff_directory(handle: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | 
 
     Raises UnsuitableError for the one kind that Pillow takes for a TIFF but cannot read.
     """
-    head = handle.read(8)
-    if head[:4] == b"MM\0+":
+    head = handle.read(4)
+    handle.seek(0)
+    if head == b"MM\0+":
         raise UnsuitableError(
             "is a BigTIFF with the high byte first, which cannot be read: save it as TIFF, or as a BigTIFF with the "
             "low byte first"
         )
-    if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0"):
+    if head not in (b"II*\0", b"MM\0*", b"II+\0"):
         return None
     try:
-        directory = TiffImagePlugin.ImageFileDirectory_v2(head + (handle.read(8) if b"+" in head[:4] else b""))
+        directory = _tiff_header(handle)
         handle.seek(directory.next)
         directory.load(handle)
     except Exception:  # damaged in one of many ways: Pillow will say which
@@ -92,11 +96,38 @@ def tiff_directory(handle: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | 
     return directory
 
 
+def further_pictures(handle: BinaryIO) -> int:
+    """How many pages of a TIFF, beside the first, are pictures of their own: neither a reduced copy nor a mask of
+    transparency. It looks through at most 100 of them; a damaged one ends the search."""
+    handle.seek(0)
+    count, seen = 0, set[int]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tags that nobody reads
+        try:
+            directory = _tiff_header(handle)
+            while directory.next and directory.next not in seen and len(seen) < _PAGES:
+                seen.add(directory.next)
+                handle.seek(directory.next)
+                directory.load(handle)
+                kind = directory.get(_SUBFILE)
+                own = _WIDTH in directory and not (isinstance(kind, int) and kind & (_REDUCED | _OPACITY))
+                count += own and len(seen) > 1
+        except Exception:
+            pass
+    return count
+
+
+def _tiff_header(handle: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Empty, but for `next`: where the first directory lies."""
+    head = handle.read(8)
+    return TiffImagePlugin.ImageFileDirectory_v2(head + (handle.read(8) if b"+" in head[:4] else b""))
+
+
 def is_raw(directory: Mapping[int, Any]) -> bool:
     """Whether a TIFF with these tags of its first page is what a camera's sensor saw, or begins with a small preview of
     it, as many raw files do."""
     kind = directory.get(_SUBFILE)
-    reduced = isinstance(kind, int) and kind & 1
+    reduced = isinstance(kind, int) and kind & _REDUCED
     return bool(reduced) or directory.get(_PHOTOMETRIC) in (_COLOUR_FILTERS, _LINEAR_RAW)
 
 

@@ -118,7 +118,7 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
     EXIF orientation is applied. CMYK is converted to sRGB, by its profile where there is one. 16 bits per channel
     (PNG, TIFF) and floating point (TIFF) keep their depth; TIFF other than plain grey needs the extra `depth` for it.
     Floating-point values are taken as they are, not as linear light, and must lie in 0..1; an overshoot of up to 0.1
-    is clipped with a logged warning. Of a TIFF with several pages the first is read.
+    is clipped with a logged warning. Of a TIFF with several pages the first is read, and a warning logged.
 
     Beside the result, memory is taken for the decoded file alone: 4 bytes per pixel, 8 for PNG with 16 bits in colour,
     12 for a TIFF of floating point in one strip, and what the decoder needs (WebP: 8 bytes per pixel more).
@@ -242,6 +242,8 @@ def _read(path: Path, max_pixels: int) -> LoadedImage:
         directory = bit_depth.tiff_directory(handle)
         if path.suffix.lower() in _RAW_EXTENSIONS or (directory is not None and bit_depth.is_raw(directory)):
             raise ImageError(f"{path} is a camera's raw file: develop it first, best to a TIFF or PNG of 16 bits")
+        if directory is not None and (more := bit_depth.further_pictures(handle)):
+            logger.warning("%s: of its %d pages only the first is read; save the others as files", path, more + 1)
         if directory is not None and bit_depth.is_deep_tiff(directory):
             metadata = _tiff_metadata(handle, directory, path)
             with bit_depth.open_tiff(path, directory, max_pixels) as picture:

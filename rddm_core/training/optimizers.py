@@ -113,11 +113,10 @@ def muon_parameters(model: RDDM, parameters: Sequence[nn.Parameter]) -> list[nn.
 def parameter_groups(model: RDDM, parameters: Sequence[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
     """Groups of an optimizer; `share` is what its learning rate is multiplied by.
 
-    Vectors do not decay. p by itself, like a regression, answers in units of the image, where residuals are
-    about 16 times smaller than the scaled ones of the denoiser: its last layer would move too fast at the same rate.
+    Vectors do not decay. p answers in units of the image, where residuals are about 16 times smaller than the scaled
+    ones of the denoiser: its last layer would move too fast at the same rate.
     """
-    alone = recipe.stage in ("pre_deblur", "regression")
-    last = {id(p) for p in model.pre_deblur.outro.parameters()} if alone else set()
+    last = {id(p) for p in model.pre_deblur.outro.parameters()}
     groups = []
     for share, chosen in (
         (1.0, [p for p in parameters if id(p) not in last]),

@@ -398,10 +398,37 @@ def test_animations_are_refused(tmp_path: Path, extension: str) -> None:
         load_image(tmp_path / f"a.{extension}")
 
 
-def test_first_page_of_a_tiff(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [((0, 0), 2), ((0, 1, 2, 4), 2), ((0, 1, 4), None), ((0,), None)],  # 1: reduced, 4: a mask
+)
+def test_first_page_of_a_tiff(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kinds: tuple[int, ...], told: int | None
+) -> None:
+    pages = [picture(seed=s) for s in range(len(kinds))]
+    for page, kind in zip(pages, kinds, strict=True):
+        directory = TiffImagePlugin.ImageFileDirectory_v2()
+        directory[254] = kind
+        page.encoderinfo = {"tiffinfo": directory}
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], tiffinfo=pages[0].encoderinfo["tiffinfo"])
+    assert np.array_equal(bytes_of(load_image(tmp_path / "a.tif").pixels), np.asarray(pages[0]))
+    assert caplog.messages == (
+        [f"{tmp_path / 'a.tif'}: of its {told} pages only the first is read; save the others as files"] if told else []
+    )
+
+
+def test_pages_that_lead_in_a_circle(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pages = [picture(seed=s) for s in range(2)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    with Image.open(tmp_path / "a.tif") as image:
+        image.seek(1)
+        second = image.tag_v2.offset
+    tags = struct.unpack_from("<H", content, second)[0]
+    struct.pack_into("<L", content, second + 2 + 12 * tags, struct.unpack_from("<L", content, 4)[0])
+    (tmp_path / "a.tif").write_bytes(content)
     assert np.array_equal(bytes_of(load_image(tmp_path / "a.tif").pixels), np.asarray(pages[0]))
+    assert "of its 2 pages" in caplog.text
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
