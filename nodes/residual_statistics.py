@@ -45,7 +45,7 @@ class RDDMResidualStatistics(io.ComfyNode):
                 io.Mask.Output(
                     id="uncertainty",
                     display_name="uncertainty",
-                    tooltip="Standard deviation of the samples over full_scale, from 0 (all agree) to 1.",
+                    tooltip="Standard deviation of the samples over full scale, from 0 (all agree) to 1.",
                 ),
                 io.Image.Output(
                     id="coloured", display_name="coloured", tooltip="The uncertainty in colours, above a scale."

@@ -301,7 +301,7 @@ async function hasPicture(node) {
 
 /** @param {string} detail */
 function tell(detail) {
-  app.extensionManager.toast.add({ severity: "info", summary: "RDDM Defocus Map", detail, life: 6000 });
+  app.extensionManager.toast.add({ severity: "info", summary: "RDDM", detail, life: 6000 });
 }
 
 app.registerExtension({

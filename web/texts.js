@@ -56,7 +56,7 @@ export const TEXTS = {
     fit: "适应",
     fitTitle: "显示整张图像（0）",
     fullTitle: "图像的一个像素对应屏幕的一个像素（1）",
-    doubleTitle: "图像的一个像素对应屏幕的两乘两个像素（2）",
+    doubleTitle: "图像的一个像素对应屏幕的 2 × 2 个像素（2）",
     difference: "差异",
     differenceTitle: "显示改动之处（D）",
     view: "视图",

@@ -78,6 +78,7 @@ def test_help_translations_and_templates_are_served(host: Host) -> None:
     for name in NODES:
         page = host.get(f"/extensions/{PACK}/docs/{name}.md")
         assert page == (ROOT / "web" / "docs" / f"{name}.md").read_bytes()
+        assert host.get(f"/extensions/{PACK}/docs/{name}/zh.md").startswith(b"# ")
     assert set(NODES) <= set(host.get("/i18n")["en"]["nodeDefs"])
     assert "1-deblur-in-one-node" in host.get("/api/workflow_templates")[PACK]
     assert host.get(f"/api/workflow_templates/{PACK}/1-deblur-in-one-node.json")["nodes"]

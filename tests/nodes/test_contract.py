@@ -98,6 +98,37 @@ def test_help_page_names_every_input_and_output(object_info: dict[str, Any], nam
         assert f"- **{identity.replace('_', ' ')}**" in page, identity
 
 
+def skeleton(page: str) -> list[str]:
+    """What each line is, and what in it does not depend on the language: pictures and code."""
+    lines, in_code = [], False
+    for line in page.splitlines():
+        fence = line.strip().startswith("```")
+        if in_code or fence:
+            lines.append(line)
+            in_code ^= fence
+        else:
+            kind = re.match(r"#+ |- \*\*|- |!\[| *(?=.)|", line)
+            lines.append((kind.group() if kind else "") + "".join(re.findall(r"\]\(.*?\)", line)))
+    return lines
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+@pytest.mark.parametrize("name", NODES)
+def test_help_page_is_translated_whole(object_info: dict[str, Any], name: str, language: str) -> None:
+    english = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    page = (ROOT / "web" / "docs" / name / f"{language}.md").read_text(encoding="utf-8")
+    assert skeleton(page) == skeleton(english)
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))[name]
+    assert page.startswith(f"# {texts['display_name']}\n")
+    outputs = [item["name"] for item in texts.get("outputs", {}).values()]
+    shown = re.findall(r"^- \*\*(.+?)\*\*", page, re.MULTILINE)
+    for label in [*(item["name"] for item in texts["inputs"].values()), *outputs]:
+        assert label in shown, label
+    for line in page.splitlines():
+        if len(line) > 30 and not line.startswith(("!", "#", " ", "`")):
+            assert any(ord(letter) > 0x3000 for letter in line), line
+
+
 @pytest.mark.parametrize("language", ["zh", "ja"])
 def test_translations_are_complete(object_info: dict[str, Any], language: str) -> None:
     """Every text of the English file has one of its own; ids and formulas may stay as they are."""
