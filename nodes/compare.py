@@ -54,4 +54,6 @@ class RDDMCompare(io.ComfyNode):
                 picture = layout.image(colours[b : b + 1], None if alpha is None else alpha[b : b + 1])
                 files += ui.PreviewImage(picture, cls=cls).values
                 watch.report(done := done + 1, sum(counts))
+            # For a list of inputs the host joins what every run has sent, and a pair must stay a pair.
+            files *= max(counts) // len(colours)
         return io.NodeOutput(ui=shown)

@@ -96,7 +96,8 @@ def needed_packages() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        install = f'"{sys.executable}" -m pip install -r "{REQUIREMENTS}"'
+        python, listed = (f'"{path}"' if " " in str(path) else path for path in (sys.executable, REQUIREMENTS))
+        install = f"{python} -m pip install -r {listed}"  # unquoted where possible: PowerShell runs no quoted name
         raise ImportError(f"{error}. Install what this pack needs, then start ComfyUI again: {install}") from error
 
 

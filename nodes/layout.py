@@ -28,6 +28,8 @@ def picture(image: Tensor, name: str, *, bounded: bool = True) -> tuple[Tensor, 
     `bounded` clips values to 0..1: upscalers and half precision overshoot a little. Raises ValueError for what is no
     RGB or RGBA picture, and for values that are not finite.
     """
+    if isinstance(image, Tensor) and image.ndim == 4 and not len(image):
+        raise ValueError(f"{name} is an empty batch: the node that it comes from gave no picture")
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (3, 4) or image.numel() == 0:
         raise ValueError(f"{name} must be pictures with 3 colour channels, or 4 with alpha, not {_describe(image)}")
     low, high = _finite_range(image, name)

@@ -82,13 +82,14 @@ class RDDMResidualMerge(io.ComfyNode):
             layout.check_batch(planes, name, len(blurred))
             layout.check_size(planes, name, blurred, "original")
         weight = None if mask is None else layout.mask(mask, "mask", len(blurred))
-        notices = layout.notices(mask=weight)
+        defocus_map, subject = None, weight
         if protect_sharp > 0:
             if map is None:
                 raise ValueError("protect_sharp needs to know what is sharp: connect the defocus map, or set it to 0")
             defocus_map = layout.fit(layout.mask(map, "map", len(blurred)), blurred)
             allowed = 1 - protect_sharp * (1 - defocus_map)
             weight = allowed if weight is None else allowed * layout.fit(weight, blurred)
+        notices = layout.notices(map=defocus_map, mask=subject)
         change = reduce_samples(samples, reduction["reduction"], reduction.get("index", 0))
         merged = merge_residual(blurred, guess, change, strength=strength, mask=weight)
         return io.NodeOutput(host.to_intermediate(layout.image(merged, alpha)), ui=notices)

@@ -58,12 +58,12 @@ function addSlider(node) {
 
   passWheel(view.element);
   passMiddleButton(view.element);
-  everyFrame(node, () => {
+  const look = () => {
     showResults(node, view);
     view.refresh();
-  });
+  };
+  everyFrame(node, look, () => view.stop());
   afterCallback(node, "onAdded", () => view.start());
-  afterCallback(node, "onRemoved", () => view.stop());
   afterCallback(node, "onConfigure", () => {
     if (node.graph) restore(node, view);
   });

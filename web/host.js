@@ -87,21 +87,41 @@ export function addStyle(name) {
 }
 
 /**
- * Run `look` in every frame as long as the node is in a graph: after undo and a change of the workflow the host puts
- * results back without a word. Copying makes a node that never comes into a graph; nothing runs for it.
+ * Whether the node is in the workflow that is open. Where a whole graph goes, some front ends leave `node.graph` as it
+ * was, tell the nodes inside subgraphs nothing, and give the ids to the nodes of the next workflow.
+ * @param {LGraphNode} node
+ */
+export function isLive(node) {
+  const { graph } = node;
+  if (graph?.getNodeById(node.id) !== node) return false;
+  return graph.isRootGraph || graph.rootGraph.subgraphs.get(graph.id) === graph;
+}
+
+/**
+ * Run `look` in every frame as long as the node is in a graph, and `leave` when it goes: after undo and a change of the
+ * workflow the host puts results back without a word. Copying makes a node that never comes into a graph; nothing runs
+ * for it.
  * @param {LGraphNode} node
  * @param {() => void} look
+ * @param {() => void} [leave]
  */
-export function everyFrame(node, look) {
+export function everyFrame(node, look, leave) {
   let frame = 0;
   afterCallback(node, "onAdded", () => {
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(function watch() {
+      if (!isLive(node)) {
+        leave?.();
+        return;
+      }
       look();
       frame = requestAnimationFrame(watch);
     });
   });
-  afterCallback(node, "onRemoved", () => cancelAnimationFrame(frame));
+  afterCallback(node, "onRemoved", () => {
+    cancelAnimationFrame(frame);
+    leave?.();
+  });
 }
 
 /**
@@ -113,14 +133,15 @@ function liesOverTheCanvas(element) {
 }
 
 /**
- * Let the wheel zoom the graph from above a widget's element, as everywhere else.
+ * Let the wheel zoom the graph from above a widget's element, as everywhere else, unless it scrolls the element.
  * @param {HTMLElement} element
+ * @param {() => boolean} [scrolls]
  */
-export function passWheel(element) {
+export function passWheel(element, scrolls = () => false) {
   element.addEventListener(
     "wheel",
     (event) => {
-      if (liesOverTheCanvas(element)) app.canvas.processMouseWheel(event);
+      if (liesOverTheCanvas(element) && !scrolls()) app.canvas.processMouseWheel(event);
     },
     { passive: false },
   );

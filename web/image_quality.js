@@ -1,6 +1,6 @@
 /** The figures of RDDM Image Quality, on the node. */
 
-import { addStyle, afterCallback, app, everyFrame, passMiddleButton, resultsOf, texts } from "./host.js";
+import { addStyle, afterCallback, app, everyFrame, passMiddleButton, passWheel, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
 
@@ -12,6 +12,7 @@ function addFigures(node) {
   const figures = document.createElement("output");
   figures.className = "rddm-figures";
   figures.tabIndex = 0; // to scroll through those of a batch
+  figures.dataset.captureWheel = "true"; // by which Nodes 2.0 leaves the wheel to a focused element
   const widget = node.addDOMWidget("figures", "RDDM_FIGURES", figures, {
     serialize: false,
     hideOnZoom: false,
@@ -24,6 +25,7 @@ function addFigures(node) {
     node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
   });
   passMiddleButton(figures);
+  passWheel(figures, () => figures.scrollHeight > figures.clientHeight);
   everyFrame(node, () => {
     /** @type {string[]} */
     const measured = resultsOf(node)?.text ?? [texts()("measure")];

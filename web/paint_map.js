@@ -6,7 +6,7 @@
  * the map again should that node be removed.
  */
 
-import { afterCallback, app, resultsOf, texts } from "./host.js";
+import { afterCallback, app, fileUrl, isLive, resultsOf, texts } from "./host.js";
 
 /** @typedef {import("./host.js").SavedFile} SavedFile */
 /** @typedef {import("./host.js").LGraphNode} LGraphNode */
@@ -20,7 +20,10 @@ const RESULT = "rddm_paintable";
 const PICTURES = "rddm_pictures";
 /** Of the button; what it says is in `texts.js`. */
 const WIDGET = "correct by hand";
-/** Key in the properties of the Load Image node: id of the node whose map it corrects. */
+/**
+ * Key in the properties of the Load Image node: ids of the node whose map it corrects, and its own, which a copy has not.
+ * Earlier releases kept the first one alone.
+ */
 const CORRECTS = "rddm_corrects";
 /** Key in the same: what the map was connected to, `Target[]`. */
 const TARGETS = "rddm_targets";
@@ -37,6 +40,8 @@ const EDITOR = "[data-testid='mask-editor-root'], .maskEditor-dialog-root";
 const WATCH = 100;
 /** How many of them the editor may take to open. */
 const PATIENCE = 300;
+/** How many the picture may take: over a slow line it never comes to the node, and the editor fetches its own. */
+const PICTURE_PATIENCE = 100;
 
 /**
  * Node, input, and the last point that the link was led through, if there was one.
@@ -62,8 +67,8 @@ async function correct(node) {
   const corrected = loaderOf(node);
   if (corrected) {
     bringIntoView(corrected);
-    if (await hasPicture(corrected)) await edit(node, corrected, holdUndo());
-    else tell(text("correctedGone", corrected.title));
+    if (!(await isOnServer(fileIn(imageOf(corrected)?.value)))) tell(text("correctedGone", corrected.title));
+    else if (await settled(corrected)) await edit(node, corrected, holdUndo());
     return;
   }
   /** @type {SavedFile | undefined} */
@@ -72,22 +77,24 @@ async function correct(node) {
     tell(text("runFirst"));
     return;
   }
-  const release = holdUndo();
-  const loader = addLoader(node, paintable);
-  if (!loader) {
-    release();
+  if (!(await isOnServer(paintable))) {
+    tell(text("estimateGone"));
     return;
   }
-  if (await hasPicture(loader)) {
+  if (!isLive(node) || loaderOf(node)) return; // another workflow is open by now, or the button was pressed twice
+  const release = holdUndo();
+  let editing = false;
+  try {
+    const loader = addLoader(node, paintable);
+    if (!loader || !(await settled(loader))) return;
     /** @type {number[]} */
     const counts = resultsOf(node)?.[PICTURES] ?? []; // one for each time that the node ran, for a list of pictures
     const pictures = counts.reduce((sum, count) => sum + count, 0);
     if (pictures > 1) tell(text("firstOfBatch", pictures));
+    editing = true;
     await edit(node, loader, release, () => loader.graph?.remove(loader));
-  } else {
-    loader.graph?.remove(loader);
-    release();
-    tell(text("estimateGone"));
+  } finally {
+    if (!editing) release();
   }
 }
 
@@ -97,8 +104,20 @@ async function correct(node) {
  */
 function loaderOf(node) {
   // Not remembered by `node`, whose copies correct maps of their own.
-  const found = node.graph?.nodes.find(({ properties }) => String(properties[CORRECTS]) === String(node.id));
+  const found = node.graph?.nodes.find(({ id, properties }) => {
+    const [corrects, own = id] = idsIn(properties[CORRECTS]);
+    return corrects === String(node.id) && String(own) === String(id);
+  });
   return /** @type {LGraphNode | undefined} */ (found);
+}
+
+/**
+ * What lies under `CORRECTS`.
+ * @param {unknown} value
+ * @returns {string[]}
+ */
+function idsIn(value) {
+  return [value].flat().map(String);
 }
 
 /**
@@ -156,8 +175,8 @@ function addLoader(node, file) {
   const image = loader && imageOf(loader);
   if (!loader || !image || !node.graph) return undefined;
   loader.pos = freePlace(node, loader.size[0]);
-  loader.properties[CORRECTS] = node.id;
   node.graph.add(loader);
+  loader.properties[CORRECTS] = [String(node.id), String(loader.id)];
   bringIntoView(loader);
   const estimated = `${file.subfolder ? `${file.subfolder}/` : ""}${file.filename} [${file.type}]`;
   image.value = estimated;
@@ -186,6 +205,11 @@ async function edit(node, loader, release, cancelled) {
   let looks = 0;
   // The mask editor calls nothing: it sets the value when it saves, and goes away.
   const timer = setInterval(() => {
+    if (!isLive(loader)) {
+      clearInterval(timer);
+      release();
+      return;
+    }
     const isOpen = document.querySelector(EDITOR) !== null;
     const isSaved = imageOf(loader)?.value !== before;
     const isOver = isSaved || (!isOpen && (opened || ++looks > PATIENCE));
@@ -196,7 +220,6 @@ async function edit(node, loader, release, cancelled) {
     else cancelled?.();
     release();
   }, WATCH);
-  // Called too when the whole graph goes, which leaves `loader.graph` as it was.
   afterCallback(loader, "onRemoved", () => {
     clearInterval(timer);
     queueMicrotask(release); // still in the graph now
@@ -225,14 +248,13 @@ function moveLinks(node, loader) {
 }
 
 /**
- * Connect what the mask of the removed `loader` went to with the estimated map again.
+ * Connect what the mask of the removed `loader` went to with the map of `node` again.
  * @param {NonNullable<LGraphNode["graph"]>} graph
+ * @param {LGraphNode} node
  * @param {LGraphNode} loader
  */
-function giveBack(graph, loader) {
-  const found = graph.nodes.find(({ id }) => String(id) === String(loader.properties[CORRECTS]));
-  const node = /** @type {LGraphNode | undefined} */ (found);
-  if (node?.comfyClass !== NODE || loaderOf(node)) return;
+function giveBack(graph, node, loader) {
+  if (loaderOf(node)) return;
   for (const target of targetsOf(loader)) {
     const [id, slot] = target;
     const { outputs } = /** @type {Subgraph} */ (graph);
@@ -280,23 +302,46 @@ function connect(graph, from, output, [id, slot, point]) {
 function watchRemoval(loader) {
   afterCallback(loader, "onRemoved", () => {
     const { graph } = loader;
-    // Called too when the whole graph goes, which leaves `loader.graph` as it was.
+    const [corrects] = idsIn(loader.properties[CORRECTS]);
+    const found = graph?.nodes.find(({ id }) => String(id) === corrects);
+    const node = /** @type {LGraphNode | undefined} */ (found);
+    if (!graph || node?.comfyClass !== NODE) return;
+    // Called too when the whole graph goes, and the map with it.
     queueMicrotask(() => {
-      if (graph && !loader.graph) giveBack(graph, loader);
+      if (!isLive(loader) && isLive(node)) giveBack(graph, node, loader);
     });
   });
 }
 
 /**
- * Whether the node's picture has arrived; waits up to ten seconds.
+ * What Load Image has as the name of its picture: `folder/name.png [input]`.
+ * @param {unknown} value
+ * @returns {SavedFile}
+ */
+function fileIn(value) {
+  const [, subfolder = "", filename = "", type = "input"] =
+    /^(?:(.*)\/)?(.*?)(?: \[(input|output|temp)\])?$/s.exec(String(value ?? "")) ?? [];
+  return { filename, subfolder, type };
+}
+
+/** @param {SavedFile} file */
+async function isOnServer(file) {
+  try {
+    return (await fetch(fileUrl(file), { method: "HEAD" })).ok;
+  } catch {
+    return false; // nor is the server there
+  }
+}
+
+/**
+ * Wait for the node's picture. False if the node has gone meanwhile, true when it has it or will not get it any more.
  * @param {LGraphNode} node
  */
-async function hasPicture(node) {
-  for (let tries = 0; tries < 100; tries++) {
-    if (node.imgs?.length) return true;
-    await new Promise((resolve) => setTimeout(resolve, 100));
+async function settled(node) {
+  for (let tries = 0; tries < PICTURE_PATIENCE && isLive(node) && !node.imgs?.length; tries++) {
+    await new Promise((resolve) => setTimeout(resolve, WATCH));
   }
-  return false;
+  return isLive(node);
 }
 
 /** @param {string} detail */

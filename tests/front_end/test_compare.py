@@ -286,6 +286,52 @@ def test_a_copy_starts_afresh_and_leaves_nothing_running(compare: FrontEnd) -> N
     assert not compare.errors
 
 
+def test_in_a_subgraph_it_leaves_nothing_running(compare: FrontEnd) -> None:
+    """Where a whole graph goes, the host says nothing to the nodes inside subgraphs."""
+    compare.page.evaluate(f"() => app.graph.convertToSubgraph(new Set([{NODE}]))")
+    saved, _ = compare.graph()
+    compare.page.evaluate(
+        """() => {
+          const frame = window.requestAnimationFrame;
+          window.steps = new Set();
+          window.requestAnimationFrame = (step) => { if (step.name === "watch") steps.add(step); return frame(step); };
+        }"""
+    )
+    for _ in range(3):
+        compare.load(saved)
+    compare.pause(500)
+    compare.page.evaluate("() => steps.clear()")
+    compare.pause(500)
+    assert compare.page.evaluate("() => steps.size") == 1
+    assert not compare.errors
+
+
+def test_nothing_shows_through_where_a_picture_is_transparent(
+    compare: FrontEnd, mock_host: MockHost, names: dict[str, Any]
+) -> None:
+    picture = Image.new("RGBA", SIZE, (*BLUE, 255))
+    picture.paste((*BLUE, 0), (220, 0, *SIZE))
+    picture.paste((*BLUE, 128), (0, 0, 100, SIZE[1]))
+    picture.save(mock_host.files / "cut.png")
+    cut = [{"filename": "cut.png", "subfolder": "", "type": "temp"}]
+    show(compare, mock_host, {"rddm_before": names["rddm_before"][:1], "rddm_after": cut})
+    assert near(colour(compare, 0.3), RED) and near(colour(compare, 0.6), BLUE)
+    assert near(colour(compare, 0.85), (0, 0, 0))
+    show(compare, mock_host, {"rddm_before": cut, "rddm_after": [dict(cut[0], type="input")]})
+    press(compare, "d")
+    compare.pause(200)
+    assert all(near(colour(compare, x), (0, 0, 0)) for x in (0.2, 0.6, 0.85))
+    press(compare, "d")
+
+
+def test_the_ring_of_the_focus_lies_over_the_picture(compare: FrontEnd) -> None:
+    at = 2.5 / box(compare)["width"]
+    compare.page.get_by_role("button", name="200 %").click()
+    assert near(colour(compare, at), RED)
+    press(compare, "2")
+    assert not near(colour(compare, at), RED)
+
+
 def test_pictures_of_another_day_are_not_asked_for(front_end: FrontEnd, mock_host: MockHost) -> None:
     front_end.errors.clear()
     asked: list[str] = []

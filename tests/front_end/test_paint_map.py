@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -305,6 +305,69 @@ def test_a_copy_of_the_node_corrects_a_map_of_its_own(page: FrontEnd, mock_host:
         }}"""
     )
     page.page.get_by_text("Run the workflow once").first.wait_for()
+
+
+def test_a_copy_of_the_corrected_map_does_not_take_its_place(page: FrontEnd, mock_host: MockHost) -> None:
+    correct(page, mock_host)
+    page.page.evaluate(
+        f"""() => {{
+          const loader = {NODES}.find((node) => node.type === "LoadImage");
+          app.canvas.selectNode(loader);
+          app.canvas.copyToClipboard();
+          app.canvas.pasteFromClipboard();
+          app.graph.remove(loader);
+        }}"""
+    )
+    page.wait(f"({SOURCE})() === 'RDDMDefocusMap/0'")
+    assert page.page.evaluate(f"() => {NODES}.length") == 3
+
+
+PATIENT = """() => {
+  const set = window.setTimeout;  // the ten seconds that a picture may take go by at once
+  window.setTimeout = (step, wait, ...rest) => set(step, wait === 100 ? 1 : wait, ...rest);
+  window.slow = () => { window.setTimeout = set; };
+}"""
+
+
+@pytest.fixture
+def slow_line(page: FrontEnd) -> Iterator[None]:
+    """No picture comes to a node; the server answers, and the mask editor waits for as long as it takes."""
+
+    def answer(route: Any) -> None:
+        wanted = route.request.method == "HEAD" or "channel" in route.request.url
+        route.continue_() if wanted else route.abort()
+
+    page.page.route("**/view?*", answer)
+    page.page.evaluate(PATIENT)
+    yield
+    page.page.evaluate("() => slow()")
+    page.page.unroute("**/view?*")
+    page.errors.clear()  # of the pictures
+
+
+@pytest.mark.usefixtures("slow_line")
+def test_over_a_slow_line_the_editor_opens_all_the_same(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate(PRESS)
+    cancel = page.page.locator("[role=dialog] button", has_text="Cancel")
+    cancel.wait_for(timeout=20_000)
+    cancel.click()
+    page.wait(f"{NODES}.length === 2")
+
+
+@pytest.mark.usefixtures("slow_line")
+def test_a_workflow_that_is_opened_meanwhile_is_left_alone(page: FrontEnd, mock_host: MockHost) -> None:
+    run(page, mock_host, "map.png")
+    page.page.evaluate("() => slow()")
+    page.page.evaluate(PRESS)
+    page.wait(f"{NODES}.length === 3")
+    other = workflow()
+    other["nodes"][1]["id"], other["links"][0][3] = page.page.evaluate(f"() => {NODES}[2].id"), 3
+    page.load(other)
+    page.page.evaluate(PATIENT)
+    page.pause(1500)
+    assert page.page.evaluate(f"() => {NODES}.every((node) => app.graph.getNodeById(node.id) === node)")
+    assert page.page.locator("[role=dialog]").count() == 0
 
 
 def test_nothing_watches_a_graph_that_is_gone(page: FrontEnd, mock_host: MockHost) -> None:

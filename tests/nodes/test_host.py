@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -351,19 +350,26 @@ def test_on_the_cpu_works_a_copy_in_fp32(
     assert fake_host.management.freed == [(1e30, patcher.load_device)]
 
 
-@pytest.mark.parametrize("missing", ["timm", "piq"])
+@pytest.mark.parametrize(("missing", "folder"), [("timm", "ComfyUI"), ("piq", "ComfyUI"), ("piq", "Program Files")])
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
-    pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, missing: str
+    pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, submodule: Submodule, missing: str, folder: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(sys, "executable", f"/{folder}/python")
+    monkeypatch.setattr(submodule("nodes.host"), "REQUIREMENTS", Path("/pack/requirements.txt"))
     with pytest.raises(ImportError, match=missing) as caught:
         if missing == "timm":
             pack.nodes["RDDMModelLoader"].execute(file="tiny.safetensors", dtype="auto")
         else:
             pack.nodes["RDDMImageQuality"].execute(image=torch.rand(1, 40, 40, 3), reference=torch.rand(1, 40, 40, 3))
     command = str(caught.value).partition("start ComfyUI again: ")[2]
-    python, requirements = re.fullmatch(r'"(.*)" -m pip install -r "(.*)"', command).groups()  # type: ignore[union-attr]
-    assert python == sys.executable and Path(requirements).is_file()
+    # PowerShell takes a quoted name for a text, not a command.
+    python = f'"{sys.executable}"' if " " in folder else sys.executable
+    assert command == f"{python} -m pip install -r {Path('/pack/requirements.txt')}"
+
+
+def test_the_list_of_packages_is_there(submodule: Submodule) -> None:
+    assert submodule("nodes.host").REQUIREMENTS.is_file()
 
 
 @pytest.mark.parametrize("node", ["RDDMDefocusMap", "RDDMPreDeblur"])

@@ -317,7 +317,7 @@ def test_strength_and_soft_masks_weigh_the_change(
     assert torch.allclose(some[inside], torch.lerp(photo, whole, share)[inside], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["RDDMDeblur", "RDDMPreDeblur", "RDDMSampler", "RDDMDeconvolve"])
+@pytest.mark.parametrize("name", ["RDDMDeblur", "RDDMPreDeblur", "RDDMSampler", "RDDMResidualMerge", "RDDMDeconvolve"])
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_map_of_nothing_is_told(
     pack: SimpleNamespace, model: Any, photo: Tensor, caplog: pytest.LogCaptureFixture, name: str, empty: bool
@@ -326,6 +326,12 @@ def test_a_map_of_nothing_is_told(
     inputs = inputs_for(model, photo) | {
         "RDDMPreDeblur": {"model": model, "image": photo},
         "RDDMSampler": {"model": model, "pre_deblurred": photo} | sampling,
+        "RDDMResidualMerge": {
+            "original": photo,
+            "pre_deblurred": photo,
+            "residual": torch.zeros(len(photo), 1, 3, *photo.shape[1:3]),
+        }
+        | {"strength": 1.0, "protect_sharp": 1.0, "reduction": {"reduction": "first"}},
     }
     painted = torch.full((1, 64, 64), 0.0 if empty else 0.1)
     result = pack.nodes[name].execute(**inputs[name] | {"map": painted})
@@ -355,6 +361,7 @@ def test_bad_inputs_are_named(pack: SimpleNamespace, model: Any, photo: Tensor, 
         ({where: good[where] * bad}, f"{where} contains invalid values"),
         ({where: good[where].expand(3, -1, -1)}, f"{where} has 3 items, but there are 2 pictures: connect one for all"),
         ({"image": photo[..., :2]}, "image must be pictures with 3 colour channels"),
+        ({"image": photo[:0]}, "image is an empty batch: the node that it comes from gave no picture"),
     ):
         with pytest.raises(ValueError, match=message):
             execute(**{**good, **changes})
