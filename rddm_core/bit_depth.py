@@ -211,15 +211,19 @@ def read_png(path: Path) -> DeepPicture:
 
 @contextmanager
 def open_any_size(path: Path, formats: tuple[str, ...]) -> Iterator[ImageFile.ImageFile]:
-    """`Image.open` without Pillow's own limit, which counts for the whole process; see `check_size`."""
-    with _PILLOWS_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            opened = Image.open(path, formats=formats)  # reads the header, where the limit is looked at
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    with opened as image:
-        yield image
+    """`Image.open` without Pillow's own limit, which counts for the whole process; see `check_size`.
+
+    By a handle: a TIFF that it opens by name and that lies on its side, Pillow maps into memory with wrong rows.
+    """
+    with path.open("rb") as handle:
+        with _PILLOWS_LIMIT:
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                opened = Image.open(handle, formats=formats)  # reads the header, where the limit is looked at
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with opened as image:
+            yield image
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:

@@ -49,7 +49,7 @@ _RAW_EXTENSIONS = frozenset(
 )
 """Many begin with a preview that reads as a picture, and is a small one."""
 # Named formats only: some of Pillow's other readers start external programs.
-_READ_FORMATS = tuple(sorted(set(FORMAT_OF_EXTENSION.values())))
+READ_FORMATS = tuple(sorted(set(FORMAT_OF_EXTENSION.values())))
 _MAX_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _MAX_BITS = {"PNG": 16, "TIFF": 32}
 _WITHOUT_ALPHA = ("JPEG", "BMP")
@@ -248,13 +248,14 @@ def _read(path: Path, max_pixels: int) -> LoadedImage:
             metadata = _tiff_metadata(handle, directory, path)
             with bit_depth.open_tiff(path, directory, max_pixels) as picture:
                 return _from_deep(picture, metadata, path)
-    with bit_depth.open_any_size(path, _READ_FORMATS) as image:
+    with bit_depth.open_any_size(path, READ_FORMATS) as image:
         bit_depth.check_size(image.width, image.height, max_pixels)
         # The further pages of a TIFF and the depth map or second view of a phone's JPEG are no animation.
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise ImageError(f"{path} is animated: export the frame that you want as a still picture")
         if not bit_depth.is_deep_png(image):
-            return _from_pillow(image, path)
+            turned = directory.get(_ORIENTATION, 1) if directory is not None else 1  # by Pillow, once it loads it
+            return _from_pillow(image, path, turned)
         metadata = _metadata(image, path)
     del image  # to know its EXIF block, Pillow has decoded it
     return _from_deep(bit_depth.read_png(path), metadata, path)
@@ -281,9 +282,9 @@ class _Metadata:
         return LoadedImage(pixels, alpha, grey, icc, self.exif, self.format, bits, dpi, self.xmp)
 
 
-def _from_pillow(image: Image.Image, path: Path) -> LoadedImage:
+def _from_pillow(image: Image.Image, path: Path, turned: int) -> LoadedImage:
     image.load()
-    metadata = _metadata(image, path)
+    metadata = _metadata(image, path, turned)
     wide = image.mode == "I" or image.mode.startswith("I;16")
     grey = wide or image.mode in ("1", "L", "LA", "La")
     if image.mode in ("F", "LAB"):
@@ -325,6 +326,8 @@ def _conversion(image: Image.Image, grey: bool, alpha: bool, path: Path) -> Call
 
 
 def _within_16_bits(path: Path, strip: Image.Image) -> Image.Image:
+    if strip.mode != "I":  # I;16 of some byte order
+        return strip
     low, high = cast(tuple[int, int], strip.getextrema())
     if low < 0 or high > 65535:
         raise ImageError(f"{path} has more than 16 bits per channel: convert it to 8 or 16 bits")
@@ -361,15 +364,17 @@ def _clip_overshoot(plane: Tensor, path: Path) -> None:
         plane.clamp_(0, 1)
 
 
-def _metadata(image: Image.Image, path: Path) -> _Metadata:
-    """Of a picture that Pillow has loaded; its orientation is 1 where Pillow has turned the pixels already."""
+def _metadata(image: Image.Image, path: Path, turned: int = 1) -> _Metadata:
+    """Of a picture that Pillow has loaded; `turned` is the orientation of a TIFF, by which Pillow has turned the pixels
+    already, and which it then says is 1."""
     icc = image.info.get("icc_profile")
     if not icc and image.format == "PNG" and not _looks_like_srgb(image.info):
         logger.warning("%s: its gAMA and cHRM chunks are left out; embed a colour profile to keep the colours", path)
-    orientation, exif = _exif(image.getexif, path, image.format == "TIFF")
+    orientation, exif = _exif(image.getexif, path, image.format == "TIFF", turned)
+    dpi = _dpi(image.info.get("dpi"))
     # Text in a PNG before Pillow 11.
     xmp = _xmp(image.info.get("xmp") or image.info.get(bit_depth.PNG_XMP), path)
-    return _Metadata(image.format or "", icc, exif, orientation, _dpi(image.info.get("dpi")), xmp)
+    return _Metadata(image.format or "", icc, exif, orientation, dpi[::-1] if dpi and turned >= 5 else dpi, xmp)
 
 
 def _tiff_metadata(handle: BinaryIO, directory: TiffImagePlugin.ImageFileDirectory_v2, path: Path) -> _Metadata:
@@ -398,8 +403,8 @@ def _dpi(value: Any) -> tuple[float, float] | None:
     return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
 
-def _exif(read: Callable[[], Image.Exif], path: Path, is_tiff: bool) -> tuple[int, bytes | None]:
-    """Orientation, and the EXIF block with orientation 1.
+def _exif(read: Callable[[], Image.Exif], path: Path, is_tiff: bool, turned: int = 1) -> tuple[int, bytes | None]:
+    """Orientation, and the EXIF block with orientation 1; `turned` as for `_metadata`.
 
     The embedded thumbnail, which shows the old picture, is left out.
     """
@@ -408,14 +413,14 @@ def _exif(read: Callable[[], Image.Exif], path: Path, is_tiff: bool) -> tuple[in
         exif = read()
         stored = exif.get(_ORIENTATION, 1)
         orientation = stored if stored in range(1, 9) else 1
+        if max(orientation, turned) >= 5:
+            _swap_sides(exif)
         if is_tiff:
             exif = _photo_tags(exif)
         if not exif:
             return orientation, None
         if _ORIENTATION in exif:
             exif[_ORIENTATION] = 1
-        if orientation >= 5:
-            _swap_sides(exif)
         return orientation, exif.tobytes()
     except Exception as error:  # other programs damage EXIF in many ways; the picture is not affected
         logger.warning("%s: its EXIF data are damaged (%s) and are left out", path, error)

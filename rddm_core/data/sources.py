@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from ..images import ImageError, load_image
+from ..bit_depth import check_size, open_any_size
+from ..images import DEFAULT_MAX_PIXELS, READ_FORMATS, ImageError, load_image
 from ..metrics import to_8bit
 
 
@@ -57,16 +58,19 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Decode to the brightness of every pixel, uint8 [H, W], upright. Raises ImageError."""
-    with _opened(path) as image:
+    """Decode to the brightness of every pixel, uint8 [H, W], upright, 16 bits rounded. Raises ImageError."""
+    with opened_upright(path) as image:
+        if image.mode.startswith("I"):  # Pillow would clip at 255
+            return (np.asarray(image, np.float32).clip(0, 65535) / 257).round().astype(np.uint8)
         return np.array(image.convert("L"))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture, upright. Raises ImageError, which names the file."""
+def opened_upright(path: Path) -> Iterator[Image.Image]:
+    """The picture as Pillow has it, upright. Raises ImageError, which names the file."""
     try:
-        with Image.open(path) as image:
+        with open_any_size(path, READ_FORMATS) as image:
+            check_size(image.width, image.height, DEFAULT_MAX_PIXELS)
             yield ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ImageError(f"{path} is missing, damaged or no picture ({error}): copy or download it again") from error
@@ -80,8 +84,9 @@ def check_sizes(partners: Iterable[tuple[Path, Path]]) -> None:
     for paths in partners:
         sizes = []
         for path in paths:
-            with Image.open(path) as image:
-                lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # on its side
+            with open_any_size(path, READ_FORMATS) as image:
+                # On its side; of a TIFF Pillow gives the size that it will have upright.
+                lies = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                 sizes.append("x".join(map(str, image.size[::-1] if lies else image.size)))
         if sizes[0] != sizes[1]:
             raise ValueError(f"{paths[0]} is {sizes[0]}, but {paths[1]} is {sizes[1]}: they must be of one size")
@@ -92,7 +97,7 @@ def read_labels(path: Path) -> np.ndarray:
 
     Raises ImageError.
     """
-    with _opened(path) as image:
+    with opened_upright(path) as image:
         return np.array(image if image.mode in ("L", "P") else image.convert("L"))
 
 

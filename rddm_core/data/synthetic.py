@@ -18,7 +18,7 @@ from torch import Tensor
 from ..files import atomic_target, write_text
 from ..optics import render_defocus
 from .scenes import radius_field_from_depth, sample_aperture, sample_radius_field
-from .sources import DepthPhoto, SharpPhoto, read_labels, read_rgb
+from .sources import DepthPhoto, SharpPhoto, opened_upright, read_labels, read_rgb
 
 RADIUS_STEP = 1 / 16
 """Resolution, in pixels, of the radii stored in a pack."""
@@ -107,7 +107,7 @@ def _sharp_crop(photos: list[SharpPhoto], size: int, rng: np.random.Generator) -
 def _crop_with_depth(photo: DepthPhoto, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Tensor]:
     """A crop [size, size, 3] and its depth [size, size], 0 the nearest and 1 the farthest point of the photograph."""
     picture = Image.fromarray(read_rgb(photo.image))
-    with Image.open(photo.depth) as opened:
+    with opened_upright(photo.depth) as opened:
         values = np.asarray(opened, dtype=np.float32)
     low, high = np.percentile(values, (1, 99))
     relative = ((values - low) / max(high - low, 1e-6)).clip(0, 1)

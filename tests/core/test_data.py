@@ -123,9 +123,11 @@ class TestSources:
         assert np.array_equal(read_rgb(tmp_path / "turned.png"), upright)
         assert read_mask(tmp_path / "turned.png").shape == read_labels(tmp_path / "turned.png").shape == (3, 2)
         Image.fromarray(upright).save(tmp_path / "upright.png")
-        check_sizes([(tmp_path / "turned.png", tmp_path / "upright.png")])
+        stored.save(tmp_path / "turned.tif", exif=exif)
+        check_sizes([(tmp_path / name, tmp_path / "upright.png") for name in ("turned.png", "turned.tif")])
         Image.fromarray(np.array([[0, 128, 129, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
         assert read_rgb(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0, 1, 255]  # of 257: rounded
+        assert read_mask(tmp_path / "deep.png").tolist() == [[0, 0, 1, 255]]
 
     @pytest.mark.parametrize("read", [read_rgb, read_mask, read_labels])
     def test_a_damaged_picture_is_named(self, tmp_path, read):
@@ -134,6 +136,12 @@ class TestSources:
         (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
         with pytest.raises(ImageError, match=r"half\.png is .*damaged"):
             read(tmp_path / "half.png")
+
+    @pytest.mark.parametrize("read", [read_rgb, read_mask, read_labels])
+    def test_a_file_that_would_start_another_program_is_refused(self, tmp_path, read):
+        (tmp_path / "mask.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+        with pytest.raises(ImageError, match=r"mask\.png is "):
+            read(tmp_path / "mask.png")
 
     def test_a_palette_gives_the_brightness_of_masks_and_the_numbers_of_segments(self, tmp_path):
         picture = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), "P")

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from rddm_core.bit_depth import write_tiff
 from rddm_core.files import atomic_target
 from rddm_core.images import ImageError, LoadedImage, comparison_sheet, load_image, save_image
 
@@ -190,6 +191,73 @@ def test_orientation_is_applied_and_reset(tmp_path: Path, extension: str, orient
         assert exif.get_ifd(EXIF)[LENS] == "Lens 50mm" and exif.get_ifd(EXIF)[MAKER_NOTE] == b"\x01secret\x00"
         assert exif.get_ifd(GPS)[LATITUDE_REF] == "N"
     assert load_image(tmp_path / f"b.{extension}").pixels.shape == (3, 16, 32)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16", "I;16B", "RGB 16"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiffs_of_every_mode_are_turned(tmp_path: Path, mode: str, orientation: int, compression: str | None) -> None:
+    """Sides of no round number: nothing fits by chance."""
+    shape = (23, 37)
+    stored = shape if orientation < 5 else shape[::-1]
+    rng = np.random.default_rng(orientation)
+    path = tmp_path / "a.tif"
+    if mode in ("I;16", "I;16B", "RGB 16"):
+        tifffile = pytest.importorskip("tifffile")
+        values = rng.integers(0, 65536, (*stored, *((3,) if mode == "RGB 16" else ()))).astype(np.uint16)
+        order = {"byteorder": ">" if mode == "I;16B" else "<", "compression": compression}
+        kind = "rgb" if mode == "RGB 16" else "minisblack"
+        tags = [(ORIENTATION, 3, 1, orientation, True)]
+        tifffile.imwrite(path, values, photometric=kind, extratags=tags, metadata=None, **order)
+        white = 65535.0
+    else:
+        made = Image.fromarray(rng.integers(0, 256, (*stored, 4), dtype=np.uint8), "RGBA")
+        made = made.convert("RGB").convert(mode) if mode != "RGBA" else made
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[ORIENTATION] = orientation
+        made.save(path, tiffinfo=tags, **({"compression": "tiff_deflate"} if compression else {}))
+        values, white = np.asarray(made.convert("L" if mode in ("1", "L") else "RGB")), 255.0
+    turned = {
+        1: values,
+        2: values[:, ::-1],
+        3: values[::-1, ::-1],
+        4: values[::-1],
+        5: values.swapaxes(0, 1),
+        6: np.rot90(values, -1),
+        7: values[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(values, 1),
+    }[orientation]
+    expected = torch.from_numpy(np.ascontiguousarray(turned).reshape(*shape, -1) / white).movedim(-1, 0)
+    pixels = load_image(path).pixels
+    assert pixels.shape == (3, *shape)
+    assert torch.allclose(pixels, expected.float().expand(3, -1, -1), atol=0.5 / white)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "8-bit.tif", "16-bit.tif"])
+def test_what_is_said_of_the_sides_turns_with_them(tmp_path: Path, kind: str, orientation: int) -> None:
+    lies = orientation >= 5
+    wide, high = (12, 20) if lies else (20, 12)  # as stored
+    sides = {0xA002: wide, 0xA003: high}
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKE] = orientation, "Camera"
+    exif[EXIF] = sides
+    path = tmp_path / f"a.{kind}"
+    if kind == "16-bit.tif":
+        pytest.importorskip("tifffile")
+        entries = {ORIENTATION: orientation, MAKE: "Camera", EXIF: sides}
+        rows = [np.zeros((high, wide, 3), np.uint16)]
+        with path.open("wb") as handle:
+            write_tiff(handle, rows, (high, wide), channels=3, bits=16, exif=entries, dpi=(300, 150))
+    else:
+        Image.new("RGB", (wide, high)).save(path, exif=exif.tobytes(), dpi=(300, 150))
+    loaded = load_image(path)
+    assert loaded.pixels.shape == (3, 12, 20)
+    assert loaded.dpi == pytest.approx((150, 300) if lies else (300, 150), rel=1e-3)
+    assert loaded.exif is not None
+    told = Image.Exif()
+    told.load(loaded.exif)
+    assert told[MAKE] == "Camera" and dict(told.get_ifd(EXIF)) == {0xA002: 20, 0xA003: 12}
 
 
 def test_exif_moves_between_formats_without_the_layout_of_a_tiff(tmp_path: Path) -> None:
