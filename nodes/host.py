@@ -111,8 +111,10 @@ def load_model(path: Path, dtype: str) -> ModelPatcher:
     """
     offload_device = model_management.unet_offload_device()
     with needed_packages():
-        from ..rddm_core.checkpoint import load_checkpoint
+        from ..rddm_core.checkpoint import load_checkpoint, read_info
+        from ..rddm_core.regression import refuse_regression
 
+        refuse_regression(path, read_info(path).provenance)
         model = load_checkpoint(path, dtype=DTYPES[dtype], device=offload_device)
     # Not CoreModelPatcher: on some devices that one needs the host's own layers, and estimator and backbone have none.
     return ModelPatcher(model, load_device=model_management.get_torch_device(), offload_device=offload_device)

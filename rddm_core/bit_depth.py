@@ -166,7 +166,7 @@ def open_tiff(path: Path, directory: Mapping[int, Any], max_pixels: int) -> Iter
     if compression not in _COMPRESSIONS:
         raise UnsuitableError(f"is compressed in a rare way (TIFF number {compression}): save it uncompressed")
     check_size(width, height, max_pixels)
-    if compression != 1:
+    if compression != 1 or bits[0] not in (16, 32):  # others are packed
         _library("imagecodecs")
     with _library("tifffile").TiffFile(path) as file:
         page = file.pages[0]

@@ -115,7 +115,7 @@ def _add_deblur(commands: Any) -> None:
         "kept and EXIF orientation is applied. Inputs are never overwritten. A picture that fails does not "
         "stop the others, but the exit code is then 1.",
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="pictures, or folders of them")
+    parser.add_argument("inputs", nargs="+", type=_input, metavar="INPUT", help="pictures, or folders of them")
     parser.add_argument(
         "-o",
         "--output",
@@ -412,11 +412,7 @@ def _deblur_all(args: argparse.Namespace, jobs: list[Job]) -> int:
 
     work, engine, failures = _work(args), _engine(args), []
     for folder in {path.parent for job in jobs for path in job.outputs()}:
-        try:
-            _require_writable_folder(folder)
-        except OSError as error:
-            cause = f"cannot be written to ({error.strerror or error})"
-            raise CommandError(f"{folder} {cause}: change its permissions, or choose another output") from error
+        _require_writable_folder(folder)
         remove_abandoned(folder)
     with _manifest(args, jobs, work) as manifest:
         waiting = manifest.unfinished(jobs) if manifest else jobs
@@ -443,11 +439,13 @@ def _deblur_all(args: argparse.Namespace, jobs: list[Job]) -> int:
 def _work(args: argparse.Namespace) -> Work:
     from .checkpoint import CheckpointError, read_info
     from .images import DEFAULT_MAX_PIXELS
+    from .regression import refuse_regression
     from .scale.job import Work
 
     work = Work(_settings(args), *_model_choice(args), max_pixels=args.max_pixels or DEFAULT_MAX_PIXELS)
     try:
         info = read_info(work.checkpoint)  # before anything is started that needs it
+        refuse_regression(work.checkpoint, info.provenance)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
     _check_steps(args.steps, info.config)
@@ -537,7 +535,7 @@ def plan_jobs(inputs: Iterable[Path], output: str, extras: Sequence[str] = ()) -
 
 
 def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:
-    from .images import FORMAT_OF_EXTENSION
+    from .images import FORMAT_OF_EXTENSION, why_no_file
 
     found: dict[str, Path] = {}  # by absolute path: naming a file twice means it once
     failed: dict[Path, str] = {}
@@ -559,7 +557,7 @@ def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]
         elif is_file:
             pictures = [path]
         else:
-            pictures, failed[path] = [], "does not exist: check the name"
+            pictures, failed[path] = [], why_no_file(path)
         found |= {os.path.abspath(p): p for p in pictures}
     return list(found.values()), failed
 
@@ -597,8 +595,8 @@ def _refuse_clashes(jobs: Sequence[Job]) -> None:
                 status = target.stat()
                 if source := identities.get((status.st_dev, status.st_ino)):
                     raise CommandError(f"{target} would overwrite the input {source}: choose another output")
-            # Without regard to case: on some file systems IMG.jpg and img.jpg are one file.
-            key = os.path.abspath(target).casefold()
+            # On some file systems IMG.jpg and img.jpg are one file, and so are two ways to write an accent.
+            key = unicodedata.normalize("NFC", os.path.abspath(target)).casefold()
             other = writers.setdefault(key, job)
             if other is not job:
                 raise CommandError(
@@ -617,25 +615,40 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from .evaluation.evaluate import METRICS, evaluate, find_pairs, format_table, summarise, write_csv, write_json
+    from .evaluation.evaluate import (
+        BLURRED,
+        METRICS,
+        evaluate,
+        find_pairs,
+        format_table,
+        own_targets,
+        summarise,
+        write_csv,
+        write_json,
+    )
     from .evaluation.maps import find_masks
     from .evaluation.perceptual import PatchFID, lpips_metric
     from .evaluation.radius import fitted_radius
-    from .evaluation.report import MAIN_ROW, CropCollector, Report
+    from .evaluation.report import MAIN_ROW, TARGET, CropCollector, Report
     from .evaluation.rows import combine, peer_method, rddm_method, select_rows
     from .metrics import MissingExtraError, require_extra
 
     settings = _settings(args)
-    _require_writable(args.csv, args.json, args.report)
+    if not args.report and (unused := [f"--{name}" for name in ("sharp", "masks") if getattr(args, name)]):
+        raise CommandError(f"{' and '.join(unused)} would be measured for the report alone: give --report FILE")
+    beside = [path for path in (args.data, args.sharp, args.masks, args.model, *(p for _, p in args.peer)) if path]
+    _require_writable(args.csv, args.json, args.report, inputs=beside)
     try:
         pairs = find_pairs(args.data, args.layout, args.where, args.limit)
         # What the report needs besides, now: found wanting afterwards, it would cost all that was measured.
-        sharp = find_pairs(args.sharp, "auto", _split_alone(args.where), args.limit) if args.sharp else []
+        sharp = own_targets(find_pairs(args.sharp, "auto", _split_alone(args.where), args.limit)) if args.sharp else []
         masks = find_masks(args.masks, _split_alone(args.where), args.limit) if args.masks else []
         rows = select_rows(args.rows)
         names = [*rows, *(name for name, _ in args.peer)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise CommandError(f"two rows are called {twice[0]}: name one of them, --peer NAME=FILE")
+        if reserved := [name for name, _ in args.peer if name in (BLURRED, TARGET, MAIN_ROW)]:
+            raise CommandError(f"a peer cannot be called {reserved[0]}: give it another name, --peer NAME=FILE")
         require_extra(report=args.report is not None)
         _, dtype, device = _model_choice(args)
         peers = [peer_method(name, path, device, settings, dtype) for name, path in args.peer]
@@ -644,8 +657,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     except (ValueError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
     model = _load_model(args)
-    _check_steps(args.steps, model.config)
-    crops = CropCollector() if args.report else None
+    for steps in (args.steps, *(int(row.removeprefix("steps-")) for row in rows if row.startswith("steps-"))):
+        _check_steps(steps, model.config)
+    # A peer is never what the report is about.
+    crops = CropCollector(MAIN_ROW if MAIN_ROW in rows else rows[-1]) if args.report else None
 
     def watch(pair: Pair, pictures: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
         for watcher in (crops, fid):
@@ -677,18 +692,21 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     try:
         _collect(evaluate(pairs, method, metrics, args.enlarge, watch, probe), len(pairs), results)
-    except KeyboardInterrupt:
+    except BaseException:
         if results:
             write_figures({})
             _say(f"interrupted: {len(results)} of {len(pairs)} pairs are scored", error=True)
         raise
     failed, failed_beside = sum(result.error is not None for result in results), 0
-    print(f"{len(results) - failed} pairs, {steps} steps")
-    print(format_table(summarise(results, metrics), metrics))
+    write_figures({})  # before anything else can fail
+    _say(f"{len(results) - failed} pairs, {steps} steps")
+    for line in format_table(summarise(results, metrics), metrics).split("\n"):
+        _say(line)
     totals = {row: {"fid": value} for row, value in fid.values().items()} if fid else {}
     for row, figures in totals.items():
-        print(f"FID of {row}: {figures['fid']:.2f}")
-    write_figures(totals)
+        _say(f"FID of {row}: {figures['fid']:.2f}")
+    if totals:
+        write_figures(totals)
     if crops is not None:
         # Sharp photographs by the result alone: every further row would cost as much as it does on the pairs.
         on_sharp = combine([rddm_method(model, settings, [MAIN_ROW]), *peers])
@@ -748,20 +766,31 @@ def _collect(scoring: Iterable[PairScores], total: int, results: list[PairScores
             _say(f"failed: {result.pair.blurred}: {result.error}", error=True)
 
 
-def _require_writable(*targets: Path | None) -> None:
-    """CommandError or OSError now, rather than after hours, where a result could not be written."""
+def _require_writable(*targets: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """CommandError now, rather than after hours, where a result could not be written or would replace an input."""
     for target in targets:
         if target is None:
             continue
         if target.is_dir():
             raise CommandError(f"{target} is a folder: name a file to write to")
+        if target.exists() and not target.is_file():
+            raise CommandError(f"{target} is no regular file: name a file to write to")
+        for source in inputs:
+            if target.exists() and source.exists() and target.samefile(source):
+                raise CommandError(f"{target} would overwrite the input {source}: choose another output")
         _require_writable_folder(target.parent)
 
 
 def _require_writable_folder(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise CommandError(f"{folder} is no folder: choose another output") from error
+        cause = f"cannot be written to ({error.strerror or error})"
+        raise CommandError(f"{folder} {cause}: change its permissions, or choose another output") from error
 
 
 def run_evaluate_maps(args: argparse.Namespace) -> int:
@@ -866,6 +895,7 @@ def run_average(args: argparse.Namespace) -> int:
     """Write the mean of checkpoints."""
     from .training.average import average_checkpoints
 
+    _require_writable(args.output, inputs=args.checkpoints)
     try:
         average_checkpoints(args.checkpoints, args.output)
     except (ValueError, OSError) as error:
@@ -943,10 +973,12 @@ def _check_steps(steps: int, config: RDDMConfig) -> None:
 
 
 def _load_model(args: argparse.Namespace) -> RDDM:
-    from .checkpoint import CheckpointError, load_checkpoint
+    from .checkpoint import CheckpointError, load_checkpoint, read_info
+    from .regression import refuse_regression
 
     path, dtype, device = _model_choice(args)
     try:
+        refuse_regression(path, read_info(path).provenance)
         return load_checkpoint(path, dtype=dtype, device=device)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
@@ -1075,6 +1107,12 @@ def _pixel_count(text: str) -> int:
     return _quantity(text, {"": 1, "mp": 1_000_000}, "a number of pixels, or of megapixels as in 40MP")
 
 
+def _input(text: str) -> Path:
+    if not text:  # which a path would take for the current folder
+        raise argparse.ArgumentTypeError("must name a picture or a folder: here it is empty, perhaps as a variable is")
+    return Path(text)
+
+
 def _byte_count(text: str) -> int:
     decimal = {f"{prefix}b": 1000**i for i, prefix in enumerate(("", "k", "m", "g", "t"))}
     binary = {f"{prefix}ib": 1024**i for i, prefix in enumerate(("k", "m", "g", "t"), 1)}
@@ -1084,7 +1122,8 @@ def _byte_count(text: str) -> int:
 def _quantity(text: str, units: Mapping[str, int], wanted: str) -> int:
     """A positive number with a unit, in the unit whose factor is 1."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?([a-z]*)", text.strip().lower(), re.ASCII)
-    value = round(float(match[1]) * units[match[2]]) if match and match[2] in units else 0
+    number = float(match[1]) if match and match[2] in units else 0.0
+    value = round(number * units[match[2]]) if match and 0 < number < 1e18 else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {text!r}")
     return value

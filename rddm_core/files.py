@@ -30,7 +30,10 @@ def atomic_target(path: Path, keep: bool = False) -> Iterator[Path]:
     It is on the disk before it gets its name: not even a power cut leaves half a file under that name.
     On any failure, Ctrl-C too, it is removed; what a killed process left in the folder goes at the next call
     (`remove_abandoned`). Missing folders are made. The body fills the file, which is there, empty.
+    Raises OSError where `path` is a folder or a device.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EEXIST, "there is no regular file under this name, nothing takes its place", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent)
     # Not made from the name of the target, which may already be as long as the file system allows.
@@ -40,7 +43,8 @@ def atomic_target(path: Path, keep: bool = False) -> Iterator[Path]:
             if fcntl is None:
                 held.close()  # an open file could not be renamed
             yield partial
-            _bring_to_disk(partial)
+            with partial.open("rb+") as file:
+                bring_to_disk(file.fileno())
             if keep:
                 _place_new(partial, path)
             else:
@@ -98,13 +102,13 @@ def write_text(path: Path, text: str, keep: bool = False) -> None:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
-def _bring_to_disk(path: Path) -> None:
-    with path.open("rb+") as file:
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that knows no such thing
-                raise
+def bring_to_disk(descriptor: int) -> None:
+    """What was written to an open file survives a power cut, where the file system can promise it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # it knows no such thing
+            raise
 
 
 def _place_new(partial: Path, path: Path) -> None:

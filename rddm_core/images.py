@@ -129,7 +129,7 @@ def load_image(path: Path | str, max_pixels: int = DEFAULT_MAX_PIXELS) -> Loaded
     path = Path(path)
     try:
         if not path.is_file():
-            raise ImageError(f"{path} {_why_no_file(path)}")
+            raise ImageError(f"{path} {why_no_file(path)}")
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty (0 bytes): copy or download it again")
         with warnings.catch_warnings(record=True) as caught:
@@ -229,7 +229,8 @@ def comparison_sheet(panels: Mapping[str, Tensor], max_side: int = 1200) -> Tens
 # ---------------------------------------------------------------- reading
 
 
-def _why_no_file(path: Path) -> str:
+def why_no_file(path: Path) -> str:
+    """What is wrong with a name under which there is no regular file, and the cure."""
     if path.is_dir():
         return "is a folder, not a picture"
     if path.is_symlink():

@@ -6,11 +6,13 @@ tiling and measuring are those of the method itself. Unlike NAFNet's, its channe
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checkpoint import CheckpointError
 from .memory import tile_size
 from .networks.model import RDDM
 from .pipeline import pre_deblur
@@ -23,6 +25,16 @@ def is_regression(provenance: dict[str, Any]) -> bool:
         return any(is_regression(member) for member in members.values() if isinstance(member, dict))
     recipe = provenance.get("recipe")
     return isinstance(recipe, dict) and recipe.get("stage") == "regression"
+
+
+def refuse_regression(path: Path, provenance: dict[str, Any]) -> None:
+    """CheckpointError where a checkpoint of this provenance is to be used for the method, but holds such a network:
+    its others have learned nothing."""
+    if is_regression(provenance):
+        raise CheckpointError(
+            f"{path} holds a plain network of the training stage `regression`, not this method: give other weights, or "
+            "measure it with `evaluate --peer`"
+        )
 
 
 def regress(model: RDDM, image: Tensor) -> Tensor:

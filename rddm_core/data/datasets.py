@@ -160,7 +160,9 @@ def cuhk_photos(root: Path, split: str) -> list[MaskedPhoto]:
         raise DatasetError(f"{root} holds no defocus part of CUHK. Expected:\n\n{CUHK_TREE}")
     photos = []
     for path in found:
-        number = int(path.stem.removeprefix("out_of_focus"))
+        if not (digits := path.stem.removeprefix("out_of_focus")).isdecimal():
+            raise DatasetError(f"{path} is no photograph of CUHK: move it elsewhere. Expected:\n\n{CUHK_TREE}")
+        number = int(digits)
         part = "test" if number >= CUHK_TEST_FROM else "dev" if number % 10 == 0 else "train"
         if part == split:
             photos.append(MaskedPhoto(path, root / "gt" / f"{path.stem}.png"))

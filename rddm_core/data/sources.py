@@ -116,7 +116,7 @@ def open_table(path: Path) -> csv.DictReader[str]:
 def read_rows(manifest: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
     """The rows of a manifest, each with all of `columns`; ValueError names the file and what is wrong with it."""
     if not manifest.is_file():
-        raise FileNotFoundError(f"{manifest} does not exist: point the recipe's data folder at the image collection")
+        raise FileNotFoundError(f"{manifest} does not exist: name the folder of an image collection, which has one")
     reader = open_table(manifest)
     missing = [c for c in columns if c not in (reader.fieldnames or [])]
     if missing:

@@ -182,6 +182,11 @@ def find_pairs(
     return _select(pairs, path, where, limit)
 
 
+def own_targets(pairs: Iterable[Pair]) -> list[Pair]:
+    """The sharp photographs of `pairs` as inputs that should come back as they are."""
+    return [Pair(p.sharp, p.sharp, {**p.columns, "blur": p.columns["sharp"]}) for p in pairs]
+
+
 def _select(pairs: list[Pair], path: Path, where: Sequence[tuple[str, str]], limit: int | None) -> list[Pair]:
     selected = [pair for pair in pairs if all(pair.columns.get(column) == value for column, value in where)]
     if not selected:
@@ -249,6 +254,8 @@ def evaluate(
     for pair in pairs:
         try:
             yield evaluate_pair(pair, method, metrics, enlarge, watch, probe)
+        except MemoryError:
+            yield PairScores(pair, error="not enough memory: measure it with a smaller --tile, or without --enlarge")
         except (ImageError, ValueError, OSError, RuntimeError) as error:
             yield PairScores(pair, error=str(error))
 
@@ -348,7 +355,8 @@ def write_csv(path: Path, results: Sequence[PairScores], metrics: Sequence[Metri
     for result in results:
         for line in _flat_rows(result, metrics):
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in line.items()})
-    write_text(path, buffer.getvalue())
+    # A file's name may hold bytes that are no text.
+    write_text(path, buffer.getvalue().encode(errors="backslashreplace").decode())
 
 
 def write_json(

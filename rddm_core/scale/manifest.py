@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..files import bring_to_disk
 from .job import Job, Outcome
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -64,7 +65,7 @@ class Manifest:
             "settings": self.fingerprint,
         }
         self._append(json.dumps(entry) + "\n")  # ASCII, whatever bytes a name has
-        os.fsync(self._file)
+        bring_to_disk(self._file)
 
     def _files(self, job: Job) -> dict[str, Any]:
         """How a line names them; it alone tells one job from another."""

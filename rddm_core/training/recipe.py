@@ -17,6 +17,8 @@ from ..data.synthetic import RenderConfig
 
 Part = Literal["estimator", "pre_deblur", "guidance.backbone", "guidance.projections", "denoiser"]
 """Parts of a checkpoint, as `checkpoint.read_info` counts them."""
+SHARES = ("synthetic", "real", "identity", "masks")
+"""Of the mixture: one of them is where every sample comes from."""
 Silent = Literal["estimator", "pre_deblur", "guidance", "state"]
 
 
@@ -128,10 +130,19 @@ class Recipe:
             ("noise_share", self.noise_share, 0, 1),
             ("decay_share", self.decay_share, 0, 1),
             ("learning_rate", self.learning_rate, 0, math.inf),
+            ("seed", self.seed, 0, math.inf),
+            ("data.pack_count", self.data.pack_count, 1, math.inf),
+            ("mixture.crop", self.mixture.crop, 1, math.inf),
+            ("mixture.seed", self.mixture.seed, 0, math.inf),
+            *((f"mixture.{name}", getattr(self.mixture, name), 0, math.inf) for name in SHARES),
         ):
             if not low <= value <= high:
                 bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise ValueError(f"{name} must be {bounds}, not {value}")
+        if not sum(getattr(self.mixture, name) for name in SHARES):
+            raise ValueError(
+                f"one of mixture.{', mixture.'.join(SHARES)} must be above 0, or there is nothing to learn from"
+            )
         if (self.network or self.parts) and self.start_from and not self.rebuild:
             raise ValueError("network and parts need rebuild, or start_from brings its networks as they are")
 

@@ -74,7 +74,7 @@ def validate_joint(model: RDDM, pairs: Sequence[PhotoPair], sheet: Path | None) 
 
     Returns (mean gain with the recommended steps, all figures).
     """
-    steps = sorted({1, 3, model.recommended_steps})
+    steps = sorted({1, min(3, model.config.diffusion.timesteps), model.recommended_steps})
 
     def restore(image: Tensor) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         defocus_map = estimate_defocus_map(model, image)

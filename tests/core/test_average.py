@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_other_networks_have_no_mean(tiny_checkpoint: Path, tmp_path: Path, caps
     ):
         assert cli.main(["average", *map(str, parts), "-o", str(mean)]) != 0
         assert cause in capsys.readouterr().err and not mean.exists()
+
+
+def test_a_mean_takes_the_place_of_none_of_them(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (Path(shutil.copy(tiny_checkpoint, tmp_path / name)) for name in ("a.safetensors", "b.safetensors"))
+    for target, message in ((first, "would overwrite the input"), (tmp_path, "is a folder: name a file to write to")):
+        assert cli.main(["average", str(first), str(second), "-o", str(target)]) == 1
+        assert message in capsys.readouterr().err
+    assert first.read_bytes() == tiny_checkpoint.read_bytes()
 
 
 def test_a_mean_of_regressions_is_one(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ def test_extras_do_not_overwrite_inputs_either(run, tmp_path: Path) -> None:  # 
         ("x/a.png", "y/a.png", []),
         ("x/a.png", "y/A.PNG", []),
         ("x/a.png", "y/a.jpg", ["--save-map"]),
+        ("x/\u00e9.png", "y/e\u0301.png", []),  # two ways to write an accent
     ],
 )
 def test_two_inputs_with_one_output(run, tmp_path: Path, first: str, second: str, extra: list[str]) -> None:  # type: ignore[no-untyped-def]

@@ -133,6 +133,10 @@ def test_cuhk_is_divided_by_number(tmp_path: Path, folder: str) -> None:
     assert found == {"train": ["0001", "0604"], "dev": ["0010"], "test": ["0605", "0704"]}
     with pytest.raises(DatasetError, match="no photographs of part 'val'"):
         cuhk_photos(tmp_path, "val")
+    put(tmp_path / folder / "out_of_focus0001_copy.jpg")
+    with pytest.raises(DatasetError, match="out_of_focus0001_copy.jpg is no photograph of CUHK"):
+        cuhk_photos(tmp_path, "test")
+    (tmp_path / folder / "out_of_focus0001_copy.jpg").unlink()
     (tmp_path / "gt" / "out_of_focus0704.png").unlink()
     with pytest.raises(DatasetError, match=r"out_of_focus0704.png is missing(.|\n)*ROOT/image"):
         cuhk_photos(tmp_path, "test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rddm_core.evaluation.evaluate import (
     evaluate_pair,
     find_pairs,
     format_table,
+    own_targets,
     read_manifest,
     spearman,
     summarise,
@@ -305,13 +307,63 @@ def test_an_interrupted_command_keeps_what_it_has_scored(
         assert {line["blur"] for line in csv.DictReader(handle)} == {"data/b10.png"}
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), UnicodeEncodeError("cp1252", "x", 0, 1, "no such letter")])
+def test_whatever_goes_wrong_what_is_scored_is_kept(
+    manifest: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: Any) -> str:
+        raise error
+
+    monkeypatch.setattr("rddm_core.evaluation.evaluate.format_table", failing)
+    files = ["--csv", str(tmp_path / "scores.csv"), "--json", str(tmp_path / "scores.json")]
+    with pytest.raises(type(error)):
+        main(["evaluate", str(manifest), "--model", str(tiny_checkpoint), "--where", "split=val", *files])
+    assert json.loads((tmp_path / "scores.json").read_text())["pairs"] == 2
+    assert (tmp_path / "scores.csv").is_file()
+
+
+def test_a_pair_that_is_too_large_is_one_failure(manifest: Path) -> None:
+    def method(blurred: Tensor) -> dict[str, Tensor]:
+        if blurred[0, 0, 0] > 115 / 255:
+            raise MemoryError
+        return {}
+
+    results = list(evaluate(read_manifest(manifest, limit=2), method))
+    assert [r.error is None for r in results] == [True, False] and "not enough memory" in (results[1].error or "")
+
+
+def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
+    name = "caf\udce9.png"  # as Python holds a byte that is no UTF-8
+    pair = Pair(tmp_path / name, tmp_path / name, {"blur": name, "sharp": name})
+    write_csv(tmp_path / "scores.csv", [PairScores(pair, error="damaged")])
+    write_json(tmp_path / "scores.json", [PairScores(pair, error="damaged")], {})
+    assert "caf\\udce9.png" in (tmp_path / "scores.csv").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "scores.json").read_text())["results"][0]["blur"] == name
+
+
+def test_what_should_stay_sharp_are_the_targets_of_pairs(manifest: Path) -> None:
+    pair = own_targets(read_manifest(manifest))[0]
+    assert pair.blurred == pair.sharp and pair.sharp.name == "sharp.png"
+    assert pair.columns["blur"] == pair.columns["sharp"] == "data/sharp.png" and pair.columns["split"] == "val"
+
+
+def test_command_overwrites_no_input(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = manifest.read_bytes()
+    assert main(["evaluate", str(manifest), "--csv", str(manifest)]) == 1
+    assert "would overwrite the input" in capsys.readouterr().err and manifest.read_bytes() == before
+
+
 @pytest.mark.parametrize("option", ["--csv", "--json", "--report"])
 def test_command_refuses_what_it_could_not_write_before_the_work(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     monkeypatch.setattr("rddm_core.evaluation.evaluate.evaluate", lambda *_: pytest.fail("scored"))
     (tmp_path / "a file").touch()
-    for target, message in ((tmp_path, "is a folder: name a file"), (tmp_path / "a file" / "x", "a file")):
+    for target, message in (
+        (tmp_path, "is a folder: name a file"),
+        (tmp_path / "a file" / "x", "a file is no folder"),
+        (Path(os.devnull), "is no regular file"),
+    ):
         assert main(["evaluate", str(manifest), option, str(target)]) == 1
         assert message in capsys.readouterr().err
 

@@ -178,6 +178,27 @@ def test_the_command_shows_peers_and_ablations_everywhere(tiny_checkpoint: Path,
     assert [c.split()[0] for c in page.texts["figcaption"]] == strip * 2
 
 
+def test_a_peer_is_not_what_the_report_is_about(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for kind in ("blur", "sharp"):
+        save_image(tmp_path / "data" / kind / "0.png", torch.rand(3, 40, 48))
+    target = tmp_path / "report.html"
+    command = ["evaluate", str(tmp_path / "data"), "--model", str(tiny_checkpoint), "--rows", "steps-1"]
+    assert main([*command, "--peer", f"older={tiny_checkpoint}", "--report", str(target)]) == 0
+    assert "steps-1: PSNR gain per pair" in drawn_texts(Page(target.read_text(encoding="utf-8")))[0]
+
+
+def test_a_regression_is_no_model(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = tmp_path / "r.safetensors"
+    save_checkpoint(plain, RDDM(nafnet()), provenance={"recipe": {"stage": "regression"}}, licence="none")
+    for kind in ("blur", "sharp"):
+        save_image(tmp_path / "data" / kind / "0.png", torch.rand(3, 40, 48))
+    photo = tmp_path / "data" / "blur" / "0.png"
+    for command in (["evaluate", str(tmp_path / "data")], ["deblur", str(photo), "-o", str(tmp_path / "out.png")]):
+        assert main([*command, "--model", str(plain)]) == 1
+        assert "holds a plain network of the training stage" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_crops_lie_where_the_picture_changed_most() -> None:
     change = torch.zeros(64, 80)
     change[40:48, 56:64] = 1

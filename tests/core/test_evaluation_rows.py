@@ -200,6 +200,10 @@ def test_command_names_rows_and_refuses_two_of_one_name(
     ]
     for wrong, message in (
         (["--peer", f"final={tiny_checkpoint}"], "two rows are called final"),
+        (["--peer", f"blurred={tiny_checkpoint}"], "a peer cannot be called blurred"),
+        (["--peer", f"target={tiny_checkpoint}"], "a peer cannot be called target"),
+        (["--rows", "steps-1", "--peer", f"final={tiny_checkpoint}"], "a peer cannot be called final"),
+        (["--rows", "final,steps-5000"], "--steps must be at most"),
         (["--peer", "none.pth"], "no such file"),
         (["--rows", "best"], "unknown row 'best'"),
         (["--layout", "dpdd"], "train_c/source"),

@@ -84,6 +84,16 @@ def test_what_did_not_reach_the_disk_is_an_error(
     assert os.listdir(tmp_path) == (["a.txt"] if written else [])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="no regular file under this name"):
+            write_text(tmp_path / name, "text")
+    assert (tmp_path / "pipe").is_fifo() and sorted(p.name for p in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_the_first_writer_wins_where_the_file_is_to_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool

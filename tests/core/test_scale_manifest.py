@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -48,6 +49,14 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again(jobs: list[Job])
     assert run(jobs) == ["b.png"]
     assert run(jobs) == []
     assert len(lines(jobs)) == 3
+
+
+def test_a_file_system_that_cannot_promise_does_not_stop_it(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    assert run(jobs) == ["a.png", "b.png"] and run(jobs) == []
 
 
 def test_a_line_says_what_was_read_written_and_how(jobs: list[Job]) -> None:

@@ -165,6 +165,20 @@ class TestNetworks:
         with pytest.raises(ValueError, match=f"{field} must be {bounds}, not {value}"):
             Recipe("x", "joint", **{field: value})
 
+    @pytest.mark.parametrize(
+        ("part", "values", "message"),
+        [
+            ("mixture", {"synthetic": -0.5}, "mixture.synthetic must be at least 0, not -0.5"),
+            ("mixture", {"crop": 0}, "mixture.crop must be at least 1, not 0"),
+            ("mixture", {"synthetic": 0, "real": 0, "identity": 0}, "one of mixture.synthetic, .* must be above 0"),
+            ("data", {"pack_count": 0}, "data.pack_count must be at least 1, not 0"),
+        ],
+    )
+    def test_so_are_those_of_the_mixture_and_the_data(self, part, values, message):
+        make = {"mixture": MixtureConfig, "data": DataConfig}[part]
+        with pytest.raises(ValueError, match=message):
+            Recipe("x", "joint", **{part: make(**values)})
+
     def test_lists_of_a_wrong_length_are_refused(self):
         with pytest.raises(ValueError, match="compare its lists with the preset's"):
             build_model(Recipe("x", "joint", network={"denoiser": {"decoder_mixers": ["depthwise"]}}))

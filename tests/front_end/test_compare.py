@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,8 +289,8 @@ def test_a_copy_starts_afresh_and_leaves_nothing_running(compare: FrontEnd) -> N
 
 def test_in_a_subgraph_it_leaves_nothing_running(compare: FrontEnd) -> None:
     """Where a whole graph goes, the host says nothing to the nodes inside subgraphs."""
-    compare.page.evaluate(f"() => app.graph.convertToSubgraph(new Set([{NODE}]))")
-    saved, _ = compare.graph()
+    compare.page.evaluate(f"() => {{ app.graph.convertToSubgraph(new Set([{NODE}])); }}")
+    saved = json.loads(compare.page.evaluate("() => JSON.stringify(app.graph.serialize())"))  # undefined is no null
     compare.page.evaluate(
         """() => {
           const frame = window.requestAnimationFrame;

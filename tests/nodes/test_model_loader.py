@@ -103,6 +103,21 @@ def test_a_wrong_file_is_named(loader: Any, pack: SimpleNamespace) -> None:
         wrong.unlink()
 
 
+def test_a_plain_regression_is_not_taken_for_the_method(
+    loader: Any, pack: SimpleNamespace, submodule: Submodule, tiny_checkpoint: Path
+) -> None:
+    plain = pack.models / "rddm" / "plain.safetensors"
+    core = submodule("rddm_core.checkpoint")
+    model = core.load_checkpoint(tiny_checkpoint)
+    recipe = {"recipe": {"stage": "regression"}}
+    try:
+        core.save_checkpoint(plain, model, provenance=recipe, licence="none")
+        with pytest.raises(ValueError, match=r"plain.safetensors holds a plain network .* `regression`, not this meth"):
+            loader.execute(file=plain.name, dtype="auto")
+    finally:
+        plain.unlink(missing_ok=True)
+
+
 def test_a_replaced_file_is_loaded_again(loader: Any, pack: SimpleNamespace, tiny_checkpoint: Path) -> None:
     copy = pack.models / "rddm" / "copy.safetensors"
     shutil.copyfile(tiny_checkpoint, copy)
