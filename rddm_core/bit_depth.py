@@ -112,7 +112,7 @@ def further_pictures(handle: BinaryIO) -> int:
                 kind = directory.get(_SUBFILE)
                 own = _WIDTH in directory and not (isinstance(kind, int) and kind & (_REDUCED | _OPACITY))
                 count += own and len(seen) > 1
-        except Exception:
+        except Exception:  # damaged: it is not read anyway
             pass
     return count
 
