@@ -255,8 +255,9 @@ def _read(path: Path, max_pixels: int) -> LoadedImage:
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise ImageError(f"{path} is animated: export the frame that you want as a still picture")
         if not bit_depth.is_deep_png(image):
-            turned = directory.get(_ORIENTATION) if directory is not None else None  # by Pillow, once it loads it
-            return _from_pillow(image, path, turned if turned in range(1, 9) else 1)
+            told = directory.get(_ORIENTATION) if directory is not None else None
+            # Pillow turns a TIFF once it loads it.
+            return _from_pillow(image, path, told if isinstance(told, int) and 1 <= told <= 8 else 1)
         metadata = _metadata(image, path)
     del image  # to know its EXIF block, Pillow has decoded it
     return _from_deep(bit_depth.read_png(path), metadata, path)
