@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .scale.manifest import Manifest
 
 PROGRAM = "python -m rddm_core"
+MAX_NAME = 255
+"""Of a file, as `_name_length` counts."""
 PROGRESS_SECONDS = 20.0
 """Between lines of progress, where there is no terminal for a bar."""
 INTERRUPTED = 130
@@ -529,9 +531,17 @@ def plan_jobs(inputs: Iterable[Path], output: str, extras: Sequence[str] = ()) -
     for source in sources:
         target = Path(output) / source.name if folder else Path(output)
         beside = {name: target.with_name(f"{target.stem}.{name}{EXTRA_SUFFIXES[name]}") for name in extras}
+        if long := [path.name for path in beside.values() if _name_length(path) > MAX_NAME]:
+            failed[source] = f"{long[0]} would be longer than a file's name may be: shorten the name of the picture"
+            continue
         jobs.append(Job(source, target, beside))
     _refuse_clashes(jobs)
     return jobs, failed
+
+
+def _name_length(path: Path) -> int:
+    """As file systems count: Linux and macOS in bytes, Windows in letters."""
+    return len(path.name) if os.name == "nt" else len(os.fsencode(path.name))
 
 
 def _find_pictures(inputs: Iterable[Path]) -> tuple[list[Path], dict[Path, str]]:

@@ -324,12 +324,15 @@ function fileIn(value) {
   return { filename, subfolder, type };
 }
 
-/** @param {SavedFile} file */
+/**
+ * False only where the server says so, or is not there: something between may not let such a question pass.
+ * @param {SavedFile} file
+ */
 async function isOnServer(file) {
   try {
-    return (await fetch(fileUrl(file), { method: "HEAD" })).ok;
+    return (await fetch(fileUrl(file), { method: "HEAD" })).status !== 404;
   } catch {
-    return false; // nor is the server there
+    return false;
   }
 }
 

@@ -210,6 +210,16 @@ def test_inputs_are_never_overwritten(run, tmp_path: Path, link: str) -> None:  
     assert source.read_bytes() == before
 
 
+def test_names_that_would_grow_too_long_are_told_before_the_work(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    long = "a" * 250 + ".png"
+    photo(tmp_path / long), photo(tmp_path / "b.png")
+    code, _, error = run(tmp_path / long, tmp_path / "b.png", "-o", tmp_path / "out", "--save-map")
+    assert code == 1 and "would be longer than a file's name may be: shorten the name" in error
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.map.png", "b.png"]
+    code, _, error = run(tmp_path / long, "-o", tmp_path / "out")
+    assert code == 0, error
+
+
 def test_extras_do_not_overwrite_inputs_either(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     photo(tmp_path / "a.jpg"), photo(tmp_path / "b.map.png")
     code, _, error = run(tmp_path / "a.jpg", tmp_path / "b.map.png", "-o", tmp_path / "out", "--save-map")
