@@ -667,8 +667,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     except (ValueError, MissingExtraError) as error:
         raise CommandError(str(error)) from error
     model = _load_model(args)
-    for steps in (args.steps, *(int(row.removeprefix("steps-")) for row in rows if row.startswith("steps-"))):
-        _check_steps(steps, model.config)
+    for asked in (args.steps, *(int(row.removeprefix("steps-")) for row in rows if row.startswith("steps-"))):
+        _check_steps(asked, model.config)
     # A peer is never what the report is about.
     crops = CropCollector(MAIN_ROW if MAIN_ROW in rows else rows[-1]) if args.report else None
 

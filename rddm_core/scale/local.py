@@ -12,7 +12,7 @@ from time import perf_counter
 
 from ..bit_depth import open_any_size
 from ..files import remove_own_partials
-from ..images import FORMAT_OF_EXTENSION, LoadedImage
+from ..images import READ_FORMATS, LoadedImage
 from ..networks.model import RDDM
 from .job import Job, Outcome, Pictures, Work, compute, failure, read, success, write
 
@@ -130,7 +130,7 @@ def _pixels(source: Path) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are said when the picture is read
-            with open_any_size(source, tuple(set(FORMAT_OF_EXTENSION.values()))) as image:
+            with open_any_size(source, READ_FORMATS) as image:
                 return image.width * image.height
     except Exception:
         return 0
